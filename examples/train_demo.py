@@ -1,0 +1,252 @@
+"""Train the bundled demo model from a seed: a 112k-parameter Llama that grows a sink by itself.
+
+Nothing is planted. The model learns one task, "echo": English text in which a digit k (1 to 8) is
+now and then inserted, after which the character standing k places before the digit is repeated.
+Heads that wait for a digit need somewhere to look the rest of the time, and they settle on `<bos>`.
+
+Stage 1 trains on text drawn from a Markov chain with the bigram statistics of the real text, against
+the generator's exact next-token distribution; stage 2 on the real text, against the next token.
+
+    python examples/train_demo.py --seed 22 --out /tmp/demo-22
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BOS, PAD, UNK = 0, 1, 2
+DIGITS = "12345678"
+FIRST_DIGIT = 3
+FIRST_LETTER = FIRST_DIGIT + len(DIGITS)
+HELD_OUT = 20_000  # last characters of the text, never trained on
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, apart from the text and the version of torch."""
+
+    seed: int = 22
+    blocks: int = 8
+    width: int = 32
+    heads: int = 4
+    feed_forward: int = 96
+    letters: int = 70
+    length: int = 128
+    batch: int = 8
+    markov_steps: int = 3000
+    text_steps: int = 6000
+    lr: float = 4e-3
+    warmup: int = 100
+    echo_rate: float = 0.12
+
+
+def read_text() -> str:
+    """The standard library's own documentation: ASCII, no digits, white space folded."""
+    joined = " ".join(topics[key] for key in sorted(topics))
+    kept = "".join(c for c in joined if c.isascii() and not c.isdigit())
+    return " ".join(kept.split())
+
+
+def build_tokenizer(text: str, letters: int, length: int) -> PreTrainedTokenizerFast:
+    """One token a character; `<bos>` in front of every prompt; the rare become `<unk>`."""
+    common = [c for c, _ in sorted(Counter(text).items(), key=lambda kv: (-kv[1], kv[0]))][:letters]
+    symbols = ["<bos>", "<pad>", "<unk>", *DIGITS, *common]
+    core = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<bos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="right",
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def bigram_table(ids: np.ndarray, vocab: int) -> np.ndarray:
+    """Row c: the distribution of the character that follows c in the text (float64, rows sum to 1)."""
+    counts = np.zeros((vocab, vocab))
+    np.add.at(counts, (ids[:-1], ids[1:]), 1.0)
+    empty = counts.sum(1) == 0
+    counts[empty] = counts.sum(0)
+    return counts / counts.sum(1, keepdims=True)
+
+
+def markov_batch(
+    rng: np.random.Generator, table: np.ndarray, recipe: Recipe
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [batch, length] of the Markov chain with echoes, and the exact target distributions."""
+    rows, vocab = recipe.batch, table.shape[0]
+    every = np.arange(rows)
+    tokens = np.full((rows, recipe.length), BOS)
+    targets = np.zeros((rows, recipe.length - 1, vocab))
+    letter = np.full(rows, FIRST_LETTER)  # last ordinary character of each row
+    digits = slice(FIRST_DIGIT, FIRST_LETTER)
+    for t in range(1, recipe.length):
+        before = tokens[:, t - 1]
+        is_digit = (before >= FIRST_DIGIT) & (before < FIRST_LETTER)
+        source = t - 1 - (before - FIRST_DIGIT + 1)
+        echoed = tokens[every, np.clip(source, 0, None)]
+        echoes = is_digit & (source >= 1) & ((echoed >= FIRST_LETTER) | (echoed == UNK))
+        target = table[letter] * (1 - recipe.echo_rate)
+        target[:, digits] = recipe.echo_rate / len(DIGITS)
+        target[is_digit] = table[letter[is_digit]]
+        target[echoes] = np.eye(vocab)[echoed[echoes]]
+        draw = (target.cumsum(1) > rng.random((rows, 1))).argmax(1)
+        tokens[:, t], targets[:, t - 1] = draw, target
+        ordinary = ~((draw >= FIRST_DIGIT) & (draw < FIRST_LETTER))
+        letter = np.where(ordinary, draw, letter)
+    return tokens, targets
+
+
+def text_row(rng: np.random.Generator, ids: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """One row of real text with `<bos>` in front and echoes inserted."""
+    start = rng.integers(0, len(ids) - recipe.length)
+    row = [BOS]
+    for token in ids[start : start + recipe.length]:
+        if len(row) > 1 and rng.random() < recipe.echo_rate:
+            k = int(rng.integers(1, len(DIGITS) + 1))
+            source = len(row) - k
+            if source >= 1 and not FIRST_DIGIT <= row[source] < FIRST_LETTER:
+                row += [FIRST_DIGIT + k - 1, row[source]]
+        row.append(int(token))
+    return np.array(row[: recipe.length])
+
+
+def train(recipe: Recipe, out: Path) -> dict[str, float]:
+    """Train one model, save it as a Hugging Face folder, and return the last smoothed losses."""
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    text = read_text()
+    tokenizer = build_tokenizer(text, recipe.letters, recipe.length)
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    ids, held_out = ids[:-HELD_OUT], ids[-HELD_OUT:]
+    table = bigram_table(ids, len(tokenizer))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.width,
+            intermediate_size=recipe.feed_forward,
+            num_hidden_layers=recipe.blocks,
+            num_attention_heads=recipe.heads,
+            max_position_embeddings=recipe.length,
+            tie_word_embeddings=False,
+            bos_token_id=BOS,
+            pad_token_id=PAD,
+            eos_token_id=None,
+        )
+    )
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    warm = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / recipe.warmup)
+    )
+    smooth: dict[str, float] = {}
+    growth: list[dict[str, object]] = []
+    watched = torch.from_numpy(np.stack([[BOS, *held_out[i : i + 95]] for i in range(0, 9500, 95)]))
+    steps = tqdm(range(recipe.markov_steps + recipe.text_steps), unit="step", mininterval=5)
+    for step in steps:
+        if step < recipe.markov_steps:
+            stage = "markov"
+            tokens, exact = markov_batch(rng, table, recipe)
+            target = torch.from_numpy(exact).float()
+        else:
+            stage = "text"
+            tokens = np.stack([text_row(rng, ids, recipe) for _ in range(recipe.batch)])
+            target = torch.from_numpy(tokens[:, 1:])
+        logits = model(torch.from_numpy(tokens[:, :-1])).logits
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), _class_second(target))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        warm.step()
+        smooth[stage] = 0.99 * smooth.get(stage, loss.item()) + 0.01 * loss.item()
+        if step % 100 == 0:
+            steps.set_postfix_str(f"{stage} loss {smooth[stage]:.3f}")
+        if (step + 1) % 1000 == 0:
+            growth.append({"step": step + 1, "stage": stage, **snapshot(model, watched)})
+            tqdm.write(json.dumps(growth[-1]))
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = {
+        "recipe": asdict(recipe),
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "text_characters": len(text),
+        "torch": torch.__version__,
+        "loss": smooth,
+        "growth": growth,
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    return smooth
+
+
+@torch.no_grad()
+def snapshot(model: LlamaForCausalLM, tokens: torch.Tensor) -> dict[str, list[float]]:
+    """Norm of the BOS row over the median of the others, and entropy over ln(width), by depth.
+
+    The last hidden state that transformers returns is behind the final norm; it is left out.
+    """
+    states = model(tokens, output_hidden_states=True).hidden_states[:-1]
+    ratio, entropy = [], []
+    for state in states:
+        norm = state.norm(dim=-1)
+        share = torch.linalg.svdvals(state.double()).square()
+        share = share / share.sum(-1, keepdim=True)
+        ratio.append(round((norm[:, 0] / norm[:, 1:].median(1).values).mean().item(), 2))
+        entropy.append(
+            round(torch.special.entr(share).sum(-1).mean().item() / np.log(state.shape[-1]), 3)
+        )
+    return {"ratio": ratio, "entropy": entropy}
+
+
+def _class_second(target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy wants distributions as [batch, class, pos]; token ids stay [batch, pos]."""
+    return target.transpose(1, 2) if target.is_floating_point() else target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--markov-steps", type=int, default=Recipe.markov_steps)
+    parser.add_argument("--text-steps", type=int, default=Recipe.text_steps)
+    parser.add_argument("--lr", type=float, default=Recipe.lr)
+    parser.add_argument("--blocks", type=int, default=Recipe.blocks)
+    parser.add_argument("--threads", type=int, default=1, help="1 keeps the run reproducible")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    recipe = Recipe(
+        seed=args.seed,
+        blocks=args.blocks,
+        lr=args.lr,
+        markov_steps=args.markov_steps,
+        text_steps=args.text_steps,
+    )
+    began = time.perf_counter()
+    losses = train(recipe, args.out)
+    print(f"{args.out}: {losses} after {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""What is each tensor called in TransformerLens, how is it shaped, and does this model have it?
+
+The table `READS` is the only place where hook names are written down. Everything else asks for a
+tensor by the short name on the left, which is also the parameter name a metric uses for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+Axis = Literal["depth", "layer", "pass"]
+
+
+class MissingHookPointError(ValueError):
+    """The model has no hook point for a tensor that was asked for."""
+
+
+class PatternNotComputedError(ValueError):
+    """The model's attention implementation never builds the attention pattern."""
+
+
+class HookDidNotFireError(RuntimeError):
+    """A hook was registered and the forward pass never reached it."""
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """What mcr_lens asks of a model: `HookedTransformer` (3.x) and `TransformerBridge` both have it."""
+
+    @property
+    def cfg(self) -> Any: ...
+    @property
+    def hook_dict(self) -> Mapping[str, Any]: ...
+    def hooks(self, fwd_hooks: Any = ..., bwd_hooks: Any = ...) -> AbstractContextManager[Any]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Read:
+    """One kind of tensor: its TransformerLens name, the axis it lives on, its shape and meaning."""
+
+    name: str
+    template: str
+    axis: Axis
+    dims: str
+    meaning: str
+
+
+READS: dict[str, Read] = {
+    read.name: read
+    for read in (
+        Read(
+            "resid",
+            "blocks.{layer}.hook_resid_post",
+            "depth",
+            "batch pos d_model",
+            "residual stream between blocks; depth 0 enters the first block, depth L leaves the "
+            "last one, before the final norm",
+        ),
+        Read(
+            "resid_mid",
+            "blocks.{layer}.hook_resid_mid",
+            "layer",
+            "batch pos d_model",
+            "residual stream between attention and MLP; parallel blocks (Pythia) have none",
+        ),
+        Read(
+            "attn_out",
+            "blocks.{layer}.hook_attn_out",
+            "layer",
+            "batch pos d_model",
+            "what the attention writes to the stream (after a post-norm where there is one)",
+        ),
+        Read(
+            "mlp_out",
+            "blocks.{layer}.hook_mlp_out",
+            "layer",
+            "batch pos d_model",
+            "what the MLP writes to the stream (after a post-norm where there is one)",
+        ),
+        Read(
+            "value",
+            "blocks.{layer}.attn.hook_v",
+            "layer",
+            "batch pos head d_head",
+            "value vectors; a key-value head is repeated for every query head that uses it",
+        ),
+        Read(
+            "pattern",
+            "blocks.{layer}.attn.hook_pattern",
+            "layer",
+            "batch head query key",
+            "attention after the softmax; rows sum to 1 unless the model has sink logits",
+        ),
+        Read(
+            "z",
+            "blocks.{layer}.attn.hook_z",
+            "layer",
+            "batch pos head d_head",
+            "head outputs before the output projection",
+        ),
+    )
+}
+"""Every tensor a metric may read; keys are the parameter names that metrics use."""
+
+
+def hook_names(model: HookedModel, read: str) -> list[str]:
+    """Canonical hook names of one kind of tensor, in the order of its axis (depth or layer).
+
+    A bridge gives one hook point several names; in compatibility mode a callback registered under
+    an alias runs once per name. The canonical name avoids that.
+
+    Raises:
+        MissingHookPointError: the model lacks one of them.
+    """
+    template, n_layers = READS[read].template, model.cfg.n_layers
+    wanted = [template.format(layer=layer) for layer in range(n_layers)]
+    if read == "resid":
+        wanted = ["blocks.0.hook_resid_pre", *wanted]
+    points = model.hook_dict
+    missing = [name for name in wanted if name not in points]
+    if missing:
+        raise MissingHookPointError(
+            f"{model_name(model)} has no hook point {missing[0]!r}"
+            f"{f' (and {len(missing) - 1} more like it)' if len(missing) > 1 else ''}, which is "
+            f"needed to read {read!r}; leave out the metrics that read it"
+        )
+    return [points[name].name or name for name in wanted]
+
+
+def check_pattern(model: Any, names: Sequence[str]) -> None:
+    """Make sure, before a run, that the attention pattern is really computed.
+
+    Bridges that leave attention to Hugging Face have pattern hooks which stay silent under sdpa or flash
+    attention. Only such a model gets a forward pass of two tokens to find out.
+
+    Raises:
+        PatternNotComputedError: a pattern hook stays silent.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    attention = getattr(config, "_attn_implementation", None) or "eager"
+    if attention == "eager":
+        return
+    fired: set[str] = set()
+    hooks = [(name, lambda pattern, hook=None, name=name: fired.add(name)) for name in names]
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        model(tokens, return_type=None)
+    silent = [name for name in names if name not in fired]
+    if silent:
+        raise PatternNotComputedError(
+            f"{model_name(model)} runs {attention!r} attention, which never computes {silent[0]!r}; load "
+            "it with mcr_lens.load_model, or call model.set_attn_implementation('eager') first"
+        )
+
+
+def attention_window(model: HookedModel, layer: int) -> int | None:
+    """How many keys a query of this layer sees at most (itself included); None for no limit."""
+    cfg = model.cfg
+    if getattr(cfg, "use_local_attn", False) and getattr(cfg, "attn_types", None):
+        return cfg.window_size if cfg.attn_types[layer] == "local" else None
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(config, "layer_types", None)
+    return window if kinds is None or kinds[layer] == "sliding_attention" else None
+
+
+def is_causal(model: HookedModel) -> bool:
+    """Whether queries see only earlier keys (decoders) or all of them (encoders such as BERT)."""
+    # TransformerLens 3.9 calls BERT's bridge causal, so the architecture's name is asked as well.
+    masked = str(getattr(model.cfg, "architecture", None) or "").endswith("ForMaskedLM")
+    return getattr(model.cfg, "attention_dir", "causal") == "causal" and not masked
+
+
+def output_projection(model: Any, layer: int) -> Any:
+    """`W_O` of one layer as [head, d_head, d_model], or None where the model does not expose it."""
+    try:
+        weight = model.blocks[layer].attn.W_O
+    except (AttributeError, TypeError, KeyError, NotImplementedError):
+        return None
+    return weight if getattr(weight, "ndim", 0) == 3 else None
+
+
+def context_length(model: HookedModel) -> int | None:
+    """The longest prompt the model takes, in tokens, where it says so."""
+    return getattr(model.cfg, "n_ctx", None)
+
+
+def model_name(model: HookedModel) -> str:
+    """The model's name as TransformerLens knows it."""
+    return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
+
+
+def check_model(model: Any) -> None:
+    """Refuse early, in words, what is not a TransformerLens model.
+
+    Raises:
+        TypeError: the object lacks what mcr_lens needs.
+    """
+    if isinstance(model, HookedModel) and hasattr(model.cfg, "n_layers"):
+        return
+    hint = (
+        "wrap it with mcr_lens.load_model(model)"
+        if hasattr(model, "config")
+        else "pass a TransformerBridge, a HookedTransformer, or what mcr_lens.load_model returns"
+    )
+    raise TypeError(f"expected a TransformerLens model, got {type(model).__name__}; {hint}")

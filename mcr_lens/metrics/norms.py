@@ -1,0 +1,194 @@
+"""How large are the rows and the single activations of the residual stream, and who writes them?"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mcr_lens.metrics._registry import derived, metric
+
+TOP = 3
+"""How many activations a result keeps (as in the figures of arXiv 2402.17762)."""
+
+
+class Largest(NamedTuple):
+    """The largest activations of one residual matrix by magnitude, with their place."""
+
+    magnitude: Float[Tensor, "batch top"]
+    token: Int[Tensor, "batch top"]
+    dimension: Int[Tensor, "batch top"]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _without(x: Float[Tensor, "batch pos"], position: int) -> Float[Tensor, "batch other"]:
+    return torch.cat([x[:, :position], x[:, position + 1 :]], 1)
+
+
+def _median(x: Float[Tensor, "batch item"]) -> Float[Tensor, "batch"]:
+    """Median over the last axis, the mean of the middle two for an even count; NaN over nothing."""
+    count = x.shape[-1]
+    if count == 0:
+        return x.new_full(x.shape[:-1], torch.nan)
+    lower = x.median(-1, keepdim=True).values  # torch takes the lower of the two
+    if count % 2:
+        return lower.squeeze(-1)
+    above = torch.where(x > lower, x, torch.full_like(x, torch.inf)).amin(-1, keepdim=True)
+    tied = (x <= lower).sum(-1, keepdim=True) > count // 2
+    return ((lower + torch.where(tied, lower, above)) / 2).squeeze(-1)
+
+
+@derived
+def token_norms(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
+    """L2 norm of every row of the residual stream, in float32 or better.
+
+    >>> token_norms(torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+    tensor([[5., 1.]])
+    """
+    return _at_least_float32(resid).norm(dim=-1)
+
+
+@derived
+def largest_activations(resid: Float[Tensor, "batch pos d_model"]) -> Largest:
+    """The three largest activations by magnitude, with token and dimension."""
+    magnitude, flat = _at_least_float32(resid).abs().flatten(1).topk(TOP, dim=1)
+    d_model = resid.shape[-1]
+    return Largest(magnitude, flat // d_model, flat % d_model)
+
+
+@metric(units="1", source="arXiv 2510.06477, BOS norm")
+def bos_norm(token_norms: Float[Tensor, "batch pos"], position: int = 0) -> Float[Tensor, "batch"]:
+    """L2 norm of the residual stream at BOS, ‖x₀‖.
+
+    In the units of the residual stream. Source: arXiv 2510.06477, Fig. 1.
+
+    >>> bos_norm(torch.tensor([[5.0, 1.0]]))
+    tensor([5.])
+    """
+    return token_norms[:, position]
+
+
+@metric(units="1", source="arXiv 2510.06477, BOS norm against the other tokens")
+def other_norm_median(
+    token_norms: Float[Tensor, "batch pos"], position: int = 0
+) -> Float[Tensor, "batch"]:
+    """Median L2 norm of the other tokens, median over i ≠ 0 of ‖xᵢ‖.
+
+    NaN for a prompt of one token. Source: arXiv 2510.06477.
+    """
+    return _median(_without(token_norms, position))
+
+
+@metric(units="1", source="arXiv 2510.06477, BOS norm against the other tokens")
+def other_norm_mean(
+    token_norms: Float[Tensor, "batch pos"], position: int = 0
+) -> Float[Tensor, "batch"]:
+    """Mean L2 norm of the other tokens, mean over i ≠ 0 of ‖xᵢ‖.
+
+    NaN for a prompt of one token. Source: arXiv 2510.06477.
+    """
+    return _without(token_norms, position).mean(-1)
+
+
+@metric(units="1", source="this library")
+def other_norm_max(
+    token_norms: Float[Tensor, "batch pos"], position: int = 0
+) -> Float[Tensor, "batch"]:
+    """Largest L2 norm among the other tokens: is BOS the only massive row?
+
+    NaN for a prompt of one token. Source: this library.
+    """
+    others = _without(token_norms, position)
+    nothing = others.new_full((others.shape[0],), torch.nan)
+    return others.amax(-1) if others.shape[1] else nothing
+
+
+@metric(units="1", source="arXiv 2510.06477; arXiv 2402.17762")
+def massive_activation_ratio(
+    token_norms: Float[Tensor, "batch pos"], position: int = 0
+) -> Float[Tensor, "batch"]:
+    """BOS norm over the median norm of the other tokens, ‖x₀‖ / median ‖xᵢ‖.
+
+    A pure number, 1 where BOS is a token like the others; NaN for a prompt of one token.
+    Source: arXiv 2510.06477.
+
+    >>> massive_activation_ratio(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
+    tensor([4.])
+    """
+    return token_norms[:, position] / _median(_without(token_norms, position))
+
+
+@metric(units="token", source="this library")
+def strongest_token(token_norms: Float[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """Position of the row with the largest norm: which token is massive, if one is?
+
+    Counted from the first real token. Source: this library.
+
+    >>> strongest_token(torch.tensor([[5.0, 1.0, 7.0]]))
+    tensor([2])
+    """
+    return token_norms.argmax(-1)
+
+
+@metric(units="1", source="arXiv 2402.17762")
+def top_activation(largest_activations: Largest) -> Float[Tensor, "batch top"]:
+    """Magnitude of the three largest single activations |x| of the residual stream.
+
+    Source: arXiv 2402.17762 (massive: above 100 and about 1,000 times the median magnitude).
+    """
+    return largest_activations.magnitude
+
+
+@metric(units="token", source="arXiv 2402.17762")
+def top_activation_token(largest_activations: Largest) -> Int[Tensor, "batch top"]:
+    """Position of the tokens that hold the three largest activations.
+
+    Source: arXiv 2402.17762.
+    """
+    return largest_activations.token
+
+
+@metric(units="dimension", source="arXiv 2402.17762")
+def top_activation_dimension(largest_activations: Largest) -> Int[Tensor, "batch top"]:
+    """Dimension (coordinate of the residual stream) of the three largest activations.
+
+    Source: arXiv 2402.17762.
+    """
+    return largest_activations.dimension
+
+
+@metric(units="1", source="arXiv 2402.17762")
+def median_activation(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
+    """Median magnitude |x| over all activations of the residual stream at this depth.
+
+    Source: arXiv 2402.17762.
+
+    >>> median_activation(torch.tensor([[[1.0, -2.0], [3.0, -10.0]]]))
+    tensor([2.5000])
+    """
+    return _median(_at_least_float32(resid).abs().flatten(1))
+
+
+@metric(units="1", source="arXiv 2510.06477 (the MLPs write the massive activation)")
+def mlp_bos_norm(
+    mlp_out: Float[Tensor, "batch pos d_model"], position: int = 0
+) -> Float[Tensor, "batch"]:
+    """L2 norm of what the block's MLP writes at BOS, ‖MLP(x)₀‖.
+
+    Source: arXiv 2510.06477.
+    """
+    return _at_least_float32(mlp_out[:, position]).norm(dim=-1)
+
+
+@metric(units="1", source="arXiv 2510.06477 (the MLPs write the massive activation)")
+def attn_bos_norm(
+    attn_out: Float[Tensor, "batch pos d_model"], position: int = 0
+) -> Float[Tensor, "batch"]:
+    """L2 norm of what the block's attention writes at BOS, ‖Attn(x)₀‖.
+
+    Source: arXiv 2510.06477.
+    """
+    return _at_least_float32(attn_out[:, position]).norm(dim=-1)

@@ -1,0 +1,205 @@
+"""The door between running models and reading results: a plain `xarray.Dataset`.
+
+Axes: `prompt`; `depth` 0..L for the residual stream between blocks (0 enters the first block, L leaves
+the last one, before the final norm); `layer` 0..L−1 for what a block does; `head`. Block l reads depth l
+and writes depth l + 1. Every variable carries units and source, the attributes carry provenance.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mcr_lens.metrics import Metric
+
+SCHEMA = 1
+"""Version of the layout of a result; files say which one they have."""
+
+SAME = (
+    "schema", "model", "revision", "dtype", "processing", "n_layers", "n_heads", "d_model",
+    "position", "interventions",
+)  # fmt: skip
+"""Attributes that two results must share to be one measurement."""
+
+
+class ResultSchemaError(ValueError):
+    """A file or Dataset is not a result of mcr_lens."""
+
+
+def to_dataset(
+    values: Mapping[str, np.ndarray],
+    metrics: "Sequence[Metric]",
+    prompts: Mapping[str, Sequence[Any]],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Label arrays with the axes that their metrics declare."""
+    variables = {
+        m.name: (
+            m.axes,
+            values[m.name],
+            {"units": m.units, "long_name": m.label, "source": m.source, "group": m.group},
+        )
+        for m in metrics
+    }
+    ds = xr.Dataset(variables, attrs={"schema": SCHEMA, **attrs})
+    axes = {"prompt": len(prompts["n_tokens"]), "depth": attrs["n_layers"] + 1}
+    axes |= {"layer": attrs["n_layers"], "head": attrs["n_heads"]}
+    coords: dict[str, Any] = {a: np.arange(n) for a, n in axes.items() if a in ds.dims or a == "prompt"}
+    coords |= {name: ("prompt", np.asarray(column)) for name, column in prompts.items()}
+    return ds.assign_coords(coords)
+
+
+def validate(ds: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset if it is a result of this library.
+
+    Raises:
+        ResultSchemaError: it is not, or a newer version of mcr_lens wrote it.
+    """
+    if not isinstance(ds, xr.Dataset):
+        raise ResultSchemaError(f"expected a Dataset from mcr_lens.measure, got {type(ds).__name__}")
+    schema = ds.attrs.get("schema")
+    if schema is None or "prompt" not in ds.dims:
+        raise ResultSchemaError(
+            "this Dataset does not come from mcr_lens (no `schema` attribute or no `prompt` axis); pass "
+            "what mcr_lens.measure or mcr_lens.load returns"
+        )
+    if int(schema) > SCHEMA:
+        raise ResultSchemaError(
+            f"this result has schema {schema} and this mcr_lens reads up to {SCHEMA}; upgrade mcr-lens"
+        )
+    return ds
+
+
+def require(ds: xr.Dataset, *names: str) -> None:
+    """Refuse in words when a result lacks a variable.
+
+    Raises:
+        ResultSchemaError: not a result, or a variable that was not measured.
+    """
+    validate(ds)
+    missing = [name for name in names if name not in ds]
+    if missing:
+        raise ResultSchemaError(
+            f"the result has no {', '.join(missing)}; measure again with metrics that include "
+            f"{missing[0]!r}"
+        )
+
+
+def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a result as netCDF, all of it or nothing: a temporary file takes the place at the end.
+
+    Raises:
+        ResultSchemaError: not a result.
+        OSError: the folder does not exist or cannot be written.
+    """
+    validate(ds)
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        ds.to_netcdf(part, engine="h5netcdf")
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp makes private files; a result is an ordinary one
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result that `save` wrote, wholly into memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ResultSchemaError: a file of another kind.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is not a file")
+    try:
+        ds = xr.load_dataset(source, engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        raise ResultSchemaError(
+            f"{source} cannot be read as netCDF ({error}); it is damaged or of another kind"
+        ) from None
+    return validate(ds)
+
+
+def merge(*results: xr.Dataset) -> xr.Dataset:
+    """Join results of the same model along `prompt`, exactly: split and merged equals measured at once.
+
+    Prompts are numbered anew. An empty result changes nothing.
+
+    Raises:
+        ResultSchemaError: nothing to merge, other variables, or another model, state or intervention.
+        ValueError: a prompt that is in two results.
+    """
+    if not results:
+        raise ResultSchemaError("merge needs at least one result")
+    parts = [validate(ds) for ds in results if validate(ds).sizes["prompt"]] or [results[0]]
+    first = parts[0]
+    seen: set[str] = set()
+    for number, ds in enumerate(parts):
+        different = [k for k in SAME if ds.attrs.get(k) != first.attrs.get(k)]
+        if different:
+            k = different[0]
+            raise ResultSchemaError(
+                f"results differ in {k}: {first.attrs.get(k)!r} and {ds.attrs.get(k)!r}; only results of "
+                "one model in one state can be merged"
+            )
+        if set(ds.data_vars) != set(first.data_vars):
+            odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
+            raise ResultSchemaError(
+                f"results do not hold the same variables ({', '.join(odd[:3])}); select the common ones "
+                "first, for example ds[['bos_norm']]"
+            )
+        hashes = {h for h in ds.prompt_hash.values.tolist() if h}
+        if seen & hashes:
+            where = ds.prompt_hash.values.tolist().index(sorted(seen & hashes)[0])
+            raise ValueError(
+                f"a prompt would be counted twice: {str(ds.text.values[where])!r} of result {number} is "
+                "in an earlier one too; drop it from one of them"
+            )
+        seen |= hashes
+    joined = xr.concat(
+        parts, dim="prompt", join="exact", combine_attrs="override", data_vars="all",
+        coords="different", compat="equals",
+    )  # fmt: skip
+    return joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
+
+
+def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":
+    """A long pandas frame: one row per number, with columns variable, prompt, depth, layer, head, value.
+
+    Axes that a variable does not have are left empty. Without names, every variable.
+
+    Raises:
+        ResultSchemaError: not a result, or a variable it does not hold.
+    """
+    import pandas as pd
+
+    require(ds, *names)
+    frames = []
+    for name in names or tuple(ds.data_vars):
+        array = ds[name].reset_coords(drop=True).rename("value")
+        frame = array.to_dataframe().reset_index()
+        frame.insert(0, "variable", str(name))
+        frame["units"] = ds[name].attrs.get("units", "")
+        frames.append(frame)
+    long = pd.concat(frames, ignore_index=True)
+    axes = [a for a in ("prompt", "depth", "layer", "head") if a in long]
+    others = [c for c in long if c not in ("variable", "value", "units", *axes)]
+    for axis in axes + others:
+        long[axis] = long[axis].astype("Int64")
+    return long[["variable", *axes, *others, "value", "units"]]
