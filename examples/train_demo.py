@@ -68,9 +68,7 @@ def build_tokenizer(text: str, letters: int, length: int) -> PreTrainedTokenizer
     )
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
-    core.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", BOS)]
-    )
+    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<bos>",
@@ -155,12 +153,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, float]:
             eos_token_id=None,
         )
     )
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0
-    )
-    warm = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / recipe.warmup)
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    warm = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / recipe.warmup))
     smooth: dict[str, float] = {}
     growth: list[dict[str, object]] = []
     watched = torch.from_numpy(np.stack([[BOS, *held_out[i : i + 95]] for i in range(0, 9500, 95)]))
@@ -214,9 +208,7 @@ def snapshot(model: LlamaForCausalLM, tokens: torch.Tensor) -> dict[str, list[fl
         share = torch.linalg.svdvals(state.double()).square()
         share = share / share.sum(-1, keepdim=True)
         ratio.append(round((norm[:, 0] / norm[:, 1:].median(1).values).mean().item(), 2))
-        entropy.append(
-            round(torch.special.entr(share).sum(-1).mean().item() / np.log(state.shape[-1]), 3)
-        )
+        entropy.append(round(torch.special.entr(share).sum(-1).mean().item() / np.log(state.shape[-1]), 3))
     return {"ratio": ratio, "entropy": entropy}
 
 

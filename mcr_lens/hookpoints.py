@@ -193,7 +193,11 @@ def context_length(model: HookedModel) -> int | None:
 
 def model_name(model: HookedModel) -> str:
     """The model's name as TransformerLens knows it."""
-    return str(getattr(model.cfg, "model_name", None) or type(model).__name__)
+    cfg: Any = model.cfg
+    name = getattr(cfg, "model_name", None)
+    if name in (None, "", "external"):  # what TransformerLens calls a module that was handed to it
+        name = getattr(cfg, "architecture", None)
+    return str(name or type(model).__name__)
 
 
 def check_model(model: Any) -> None:

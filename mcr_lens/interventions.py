@@ -34,9 +34,7 @@ class ZeroAblation:
         names = hook_names(model, self.site)
         wrong = [layer for layer in self.layers if not 0 <= layer < len(names)]
         if wrong:
-            raise ValueError(
-                f"layer {wrong[0]} does not exist: the model has layers 0..{len(names) - 1}"
-            )
+            raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0..{len(names) - 1}")
         return [(names[layer], partial(_zero, positions=self.positions)) for layer in self.layers]
 
     def describe(self) -> dict[str, Any]:

@@ -15,21 +15,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mcr_lens.hookpoints import (
-    READS,
-    HookDidNotFireError,
-    HookedModel,
-    attention_window,
-    check_model,
-    check_pattern,
-    is_causal,
-    output_projection,
-)
-from mcr_lens.plan import Plan, Site, make_plan
+from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, check_pattern
+from mcr_lens.passes import Pass, Statics
+from mcr_lens.plan import make_plan
 from mcr_lens.prompts import own_bos
 from mcr_lens.provenance import describe
 from mcr_lens.results import to_dataset
-from mcr_lens.rows import Rows, describe_rows, group_rows, spans_of
+from mcr_lens.rows import Rows, describe_rows, spans_of
 
 
 class NonFiniteActivationError(RuntimeError):
@@ -38,73 +30,6 @@ class NonFiniteActivationError(RuntimeError):
 
 class ObservationWarning(UserWarning):
     """Something the observer saw was left out of the result, or may not be what it seems."""
-
-
-class _Pass:
-    """One forward pass on its way through the model."""
-
-    def __init__(self, rows: Rows, plan: Plan, statics: "_Statics") -> None:
-        self.rows = rows
-        self.groups = group_rows(rows.spans)
-        self.fired: set[tuple[str, int]] = set()
-        self.problem: str | None = None
-        self._plan, self._statics = plan, statics
-        self._sites: dict[tuple[str, int, int], Site] = {}
-
-    def receive(self, read: str, index: int, tensor: Tensor) -> None:
-        axis = READS[read].axis
-        for number, group in enumerate(self.groups):
-            key = (axis, index, number)
-            if key not in self._sites:
-                known = self._statics.at(axis, index, group.length, tensor.device)
-                self._sites[key] = Site(self._plan.steps[axis], known)
-            self._sites[key].receive(read, group.cut(tensor, pattern=read == "pattern"))
-
-    def receive_logits(self, logits: Tensor | None) -> None:
-        for number, group in enumerate(self.groups):
-            site = Site(self._plan.steps["pass"], {})
-            self._sites["pass", 0, number] = site
-            site.receive("tokens", group.cut(self.rows.tokens))
-            if logits is not None:
-                site.receive("logits", group.cut(logits))
-
-    def values(self, name: str, axis: str, count: int) -> Tensor:
-        """One variable for all prompts of the pass: [prompt, depth or layer, ...]."""
-        stacked = []
-        for number, group in enumerate(self.groups):
-            found = [self._sites[axis, index, number].results.get(name) for index in range(count)]
-            if any(not torch.is_tensor(v) or v.shape[:1] != (len(group.rows),) for v in found):
-                got = found[0] if found[0] is None else tuple(getattr(found[0], "shape", ()))
-                raise ValueError(
-                    f"metric {name!r} must return one row per prompt, [{len(group.rows)}, ...], and "
-                    f"gave {got}" + (": it reads logits, which only `measure` hands over" if axis == "pass" else "")
-                )
-            found = [v.to(found[0].device) for v in found]
-            stacked.append(torch.stack(found, 1) if axis != "pass" else found[0])
-        return torch.cat(stacked)
-
-
-class _Statics:
-    """What steps need besides activations: visible keys and output projections, by layer."""
-
-    def __init__(self, model: HookedModel, wanted: frozenset[str]) -> None:
-        self._model, self._wanted = model, wanted
-        self._grams: dict[int, Tensor] = {}
-
-    def at(self, axis: str, layer: int, length: int, device: torch.device) -> dict[str, Tensor]:
-        if axis != "layer":
-            return {}
-        known: dict[str, Tensor] = {}
-        if "visible_keys" in self._wanted:
-            seen = torch.arange(1, length + 1, device=device)
-            seen = seen if is_causal(self._model) else torch.full_like(seen, length)
-            known["visible_keys"] = seen.clamp_max(attention_window(self._model, layer) or length)
-        if "output_gram" in self._wanted:
-            if layer not in self._grams:
-                weight = output_projection(self._model, layer).detach().float()
-                self._grams[layer] = einops.einsum(weight, weight, "h d m, h e m -> h d e")
-            known["output_gram"] = self._grams[layer]
-        return known
 
 
 class Observer:
@@ -135,9 +60,9 @@ class Observer:
             check_pattern(model, self.plan.hooks["pattern"])
         self.position = position
         self._model, self._interventions = model, interventions
-        self._statics = _Statics(model, self.plan.statics)
+        self._statics = Statics(model, self.plan.statics)
         self._expected: dict[str, Any] = {}
-        self._current: _Pass | None = None
+        self._current: Pass | None = None
         self._incomplete: set[str] | None = None
         self._passes: list[tuple[Rows, dict[str, Tensor]]] = []
         self._dropped = {"incomplete": 0, "decoding": 0}
@@ -231,7 +156,7 @@ class Observer:
         expected, self._expected = self._expected, {}
         cached = expected.pop("cached", False)
         rows = Rows.of(tensor.shape[0], tensor.shape[1], **expected)
-        self._current = _Pass(rows, self.plan, self._statics)
+        self._current = Pass(rows, self.plan, self._statics)
         if cached:
             self._current.problem = "decoding"
         elif rows.looks_padded(getattr(self._model, "tokenizer", None)):
@@ -260,7 +185,7 @@ class Observer:
         except (ValueError, NonFiniteActivationError) as error:
             self._error = self._error or error
 
-    def _values(self, current: _Pass) -> tuple[Rows, dict[str, Tensor]]:
+    def _values(self, current: Pass) -> tuple[Rows, dict[str, Tensor]]:
         """All variables of one complete pass, and what stands in their rows."""
         n_layers = self._model.cfg.n_layers
         counts = {"depth": n_layers + 1, "layer": n_layers, "pass": 1}
@@ -305,7 +230,7 @@ class Observer:
 
 def _release_pattern(model: Any, layer: int) -> None:
     """Let go of the pattern that joint-QKV bridges keep after the forward pass (O(L H T²))."""
-    attention = getattr(model.blocks[layer], "attn", None)
+    attention: Any = getattr(model.blocks[layer], "attn", None)
     if getattr(attention, "_pattern", None) is not None:
         attention._pattern = None
 

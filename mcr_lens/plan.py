@@ -51,9 +51,7 @@ def make_plan(model: HookedModel, metrics: Any, *, position: int = 0) -> Plan:
         reason = f"{model_name(model)} does not expose W_O as [head, d_head, d_model]"
         skipped = {m.name: reason for m in chosen if "output_gram" in m.inputs}
         if metrics is not None:
-            raise ValueError(
-                f"{', '.join(skipped)} cannot be measured: {reason}; leave it out of metrics"
-            )
+            raise ValueError(f"{', '.join(skipped)} cannot be measured: {reason}; leave it out of metrics")
     kept = [m for m in chosen if m.name not in skipped]
     steps: dict[Axis, dict[str, Step]] = {"depth": {}, "layer": {}, "pass": {}}
     reads: dict[str, None] = {}

@@ -53,9 +53,7 @@ PRESETS: dict[str, Preset] = {
                 "entropy": lambda ds: ds.matrix_entropy,
                 "sink_rate": sink_rate,
                 "mixing_score": lambda ds: ds.mixing_score_raw.mean("head", keep_attrs=True),
-                "colsum_concentration": lambda ds: ds.colsum_concentration.mean(
-                    "head", keep_attrs=True
-                ),
+                "colsum_concentration": lambda ds: ds.colsum_concentration.mean("head", keep_attrs=True),
             },
         ),
         Preset(

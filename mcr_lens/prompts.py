@@ -85,16 +85,15 @@ def make_batches(
         not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
     ):
         raise ValueError(f"batch_size={batch_size!r}: pass a positive integer or 'auto'")
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
-    for i in order:
-        open_batch = batches[-1] if batches else []
-        size = batch_size if batch_size != "auto" else _auto(model, lengths[open_batch[0]]) if open_batch else 1
-        fits = bool(open_batch) and len(open_batch) < size
-        if fits and (is_causal(model) or lengths[open_batch[0]] == lengths[i]):
-            open_batch.append(i)
-        else:
-            batches.append([i])
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches:
+            longest = lengths[batches[-1][0]]
+            size = _auto(model, longest) if batch_size == "auto" else batch_size
+            if len(batches[-1]) < size and (is_causal(model) or longest == lengths[i]):
+                batches[-1].append(i)
+                continue
+        batches.append([i])
     return batches
 
 
@@ -107,9 +106,7 @@ def _auto(model: HookedModel, length: int) -> int:
 
 def stack(prompts: Sequence[Prompt], filler: int) -> Tensor:
     """Rows of token ids, padded on the right, where a causal model cannot see it."""
-    return torch.nn.utils.rnn.pad_sequence(
-        [p.ids for p in prompts], batch_first=True, padding_value=filler
-    )
+    return torch.nn.utils.rnn.pad_sequence([p.ids for p in prompts], batch_first=True, padding_value=filler)
 
 
 def _items(prompts: Any) -> list[Any]:
@@ -117,24 +114,18 @@ def _items(prompts: Any) -> list[Any]:
         return [prompts]
     if isinstance(prompts, Tensor):
         if prompts.ndim not in (1, 2):
-            raise ValueError(
-                f"token ids have shape {tuple(prompts.shape)}; pass [pos] or [batch, pos]"
-            )
+            raise ValueError(f"token ids have shape {tuple(prompts.shape)}; pass [pos] or [batch, pos]")
         return list(prompts if prompts.ndim == 2 else prompts[None])
     try:
         items = list(prompts)
     except TypeError:
-        raise TypeError(
-            f"prompts must be strings or token ids, got {type(prompts).__name__}"
-        ) from None
+        raise TypeError(f"prompts must be strings or token ids, got {type(prompts).__name__}") from None
     if items and all(isinstance(i, int) and not isinstance(i, bool) for i in items):
         return [items]
     return items
 
 
-def _from_text(
-    model: Any, text: str, number: int, prepend_bos: bool | str, limit: int | None
-) -> Prompt:
+def _from_text(model: Any, text: str, number: int, prepend_bos: bool | str, limit: int | None) -> Prompt:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
@@ -150,9 +141,7 @@ def _from_text(
     if prepend_bos is True and bos is None:
         bos = tokenizer.bos_token_id
         if bos is None:
-            raise ValueError(
-                "prepend_bos=True, but the tokenizer has no BOS token; pass 'auto' or False"
-            )
+            raise ValueError("prepend_bos=True, but the tokenizer has no BOS token; pass 'auto' or False")
     bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     prepended = False
     if prepend_bos is False:
@@ -173,9 +162,7 @@ def _from_ids(item: Any, number: int, limit: int | None, *, cut: bool) -> Prompt
     try:
         ids = item.detach().cpu() if isinstance(item, Tensor) else torch.tensor(list(item))
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"prompt {number} is neither text nor token ids, but {type(item).__name__}"
-        ) from None
+        raise TypeError(f"prompt {number} is neither text nor token ids, but {type(item).__name__}") from None
     if ids.ndim != 1 or len(ids) == 0:
         raise ValueError(f"prompt {number} has shape {tuple(ids.shape)}; pass one row of token ids")
     if ids.is_floating_point() or ids.dtype == torch.bool:

@@ -34,9 +34,7 @@ def processing(model: Any) -> str:
     return "raw"
 
 
-def describe(
-    model: HookedModel, *, position: int = 0, interventions: Sequence[Any] = ()
-) -> dict[str, Any]:
+def describe(model: HookedModel, *, position: int = 0, interventions: Sequence[Any] = ()) -> dict[str, Any]:
     """Provenance of a result as plain JSON values, ready for `Dataset.attrs`."""
     cfg: Any = model.cfg
     bos = own_bos(getattr(model, "tokenizer", None))

@@ -87,8 +87,7 @@ def require(ds: xr.Dataset, *names: str) -> None:
     missing = [name for name in names if name not in ds]
     if missing:
         raise ResultSchemaError(
-            f"the result has no {', '.join(missing)}; measure again with metrics that include "
-            f"{missing[0]!r}"
+            f"the result has no {', '.join(missing)}; measure again with metrics that include {missing[0]!r}"
         )
 
 
@@ -159,7 +158,7 @@ def merge(*results: xr.Dataset) -> xr.Dataset:
                 "one model in one state can be merged"
             )
         if set(ds.data_vars) != set(first.data_vars):
-            odd = sorted(set(ds.data_vars) ^ set(first.data_vars))
+            odd = sorted(map(str, set(ds.data_vars) ^ set(first.data_vars)))
             raise ResultSchemaError(
                 f"results do not hold the same variables ({', '.join(odd[:3])}); select the common ones "
                 "first, for example ds[['bos_norm']]"
@@ -202,4 +201,4 @@ def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":
     others = [c for c in long if c not in ("variable", "value", "units", *axes)]
     for axis in axes + others:
         long[axis] = long[axis].astype("Int64")
-    return long[["variable", *axes, *others, "value", "units"]]
+    return long.loc[:, ["variable", *axes, *others, "value", "units"]]

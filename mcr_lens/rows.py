@@ -100,9 +100,8 @@ class Rows:
         pad, bos = getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "bos_token_id", None)
         if pad is None or self.masked or self.batch is None or len(self.spans) < 2:
             return False
-        ends = self.batch[:, -1] == pad
-        begins = self.batch[:, 0] == pad
-        return bool((ends.any() & ~ends.all()) | ((begins.any() & ~begins.all()) if pad != bos else ends[0] & False))
+        edges = [self.batch[:, -1]] if pad == bos else [self.batch[:, -1], self.batch[:, 0]]
+        return any(bool((e == pad).any()) and not bool((e == pad).all()) for e in edges)
 
 
 def spans_of(attention_mask: Tensor, tokens: Tensor | None = None) -> list[Span]:
@@ -111,9 +110,7 @@ def spans_of(attention_mask: Tensor, tokens: Tensor | None = None) -> list[Span]
     Raises:
         ValueError: not [batch, pos], not the shape of the tokens, a row without real tokens, or a gap.
     """
-    if attention_mask.ndim != 2 or (
-        tokens is not None and attention_mask.shape != tokens.shape
-    ):
+    if attention_mask.ndim != 2 or (tokens is not None and attention_mask.shape != tokens.shape):
         shape = "" if tokens is None else f" for tokens of shape {tuple(tokens.shape)}"
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}{shape}; pass [batch, pos] with 1 "
@@ -124,9 +121,7 @@ def spans_of(attention_mask: Tensor, tokens: Tensor | None = None) -> list[Span]
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         if length == 0 or not bool(real[row, start : start + length].all()):
             what = "no real token" if length == 0 else "padding between its tokens"
-            raise ValueError(
-                f"row {row} of attention_mask has {what}; pad on one side only, left or right"
-            )
+            raise ValueError(f"row {row} of attention_mask has {what}; pad on one side only, left or right")
     return list(zip(starts, lengths, strict=True))
 
 

@@ -154,7 +154,7 @@ def massive_layer(ds: xr.Dataset) -> int:
     Source: arXiv 2510.06477 (emergence layer).
     """
     require(ds, "bos_norm")
-    return int(ds.bos_norm.mean("prompt").diff("depth").argmax())
+    return int(ds.bos_norm.mean("prompt").diff("depth").argmax("depth"))
 
 
 def mlp_write_share(ds: xr.Dataset) -> xr.DataArray:
@@ -170,9 +170,7 @@ def mlp_write_share(ds: xr.Dataset) -> xr.DataArray:
     return _labelled(share, "mlp_write_share", "MLP share of the write at BOS", "1", "this library")
 
 
-def massive_activations(
-    ds: xr.Dataset, *, absolute: float = 100.0, ratio: float = 1000.0
-) -> xr.DataArray:
+def massive_activations(ds: xr.Dataset, *, absolute: float = 100.0, ratio: float = 1000.0) -> xr.DataArray:
     """Which of the largest activations are massive: |x| > `absolute` and ≥ `ratio` × the median |x|.
 
     Booleans by prompt, depth and rank; `top_activation_token` and `top_activation_dimension` say where.

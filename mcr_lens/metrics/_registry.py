@@ -205,7 +205,8 @@ def _find(item: Any) -> list[Metric]:
     if item == "all":
         return list_metrics()
     if item in groups:
-        return [m for m in _METRICS.values() if item in (m.group, "default") and m.default]
+        members = [m for m in _METRICS.values() if item in (m.group, "default")]
+        return [m for m in members if m.default] or members
     if item not in _METRICS:
         raise UnknownMetricError(_unknown(item, [*_METRICS, *groups]))
     return [_METRICS[item]]
@@ -239,13 +240,14 @@ def _parameters(name: str, function: Callable[..., Any]) -> tuple[tuple[str, ...
 
 def _site(name: str, inputs: tuple[str, ...]) -> Axis:
     """The axis on which all inputs of a metric live."""
-    sites = {site for site in map(_site_of, inputs) if site is not None}
+    found: list[Axis | None] = [_site_of(name) for name in inputs]
+    sites: list[Axis] = list(dict.fromkeys(site for site in found if site is not None))
     if len(sites) > 1:
         raise ValueError(
             f"metric {name!r} mixes tensors that live on different axes ({', '.join(sorted(sites))}): "
             "the residual stream is indexed by depth, what a block does by layer"
         )
-    return sites.pop() if sites else "pass"
+    return sites[0] if sites else "pass"
 
 
 def _site_of(name: str) -> Axis | None:
@@ -253,4 +255,4 @@ def _site_of(name: str) -> Axis | None:
         return READS[name].axis
     if name in _DERIVED:
         return _site(name, _DERIVED[name].inputs)
-    return {"output_gram": "layer", "visible_keys": "layer"}.get(name)  # type: ignore[return-value]
+    return "layer" if name in ("output_gram", "visible_keys") else None

@@ -28,7 +28,7 @@ def _without(x: Float[Tensor, "batch pos"], position: int) -> Float[Tensor, "bat
     return torch.cat([x[:, :position], x[:, position + 1 :]], 1)
 
 
-def _median(x: Float[Tensor, "batch item"]) -> Float[Tensor, "batch"]:
+def _median(x: Float[Tensor, "*batch item"]) -> Float[Tensor, "*batch"]:
     """Median over the last axis, the mean of the middle two for an even count; NaN over nothing."""
     count = x.shape[-1]
     if count == 0:
@@ -72,9 +72,7 @@ def bos_norm(token_norms: Float[Tensor, "batch pos"], position: int = 0) -> Floa
 
 
 @metric(units="1", source="arXiv 2510.06477, BOS norm against the other tokens")
-def other_norm_median(
-    token_norms: Float[Tensor, "batch pos"], position: int = 0
-) -> Float[Tensor, "batch"]:
+def other_norm_median(token_norms: Float[Tensor, "batch pos"], position: int = 0) -> Float[Tensor, "batch"]:
     """Median L2 norm of the other tokens, median over i ≠ 0 of ‖xᵢ‖.
 
     NaN for a prompt of one token. Source: arXiv 2510.06477.
@@ -83,9 +81,7 @@ def other_norm_median(
 
 
 @metric(units="1", source="arXiv 2510.06477, BOS norm against the other tokens")
-def other_norm_mean(
-    token_norms: Float[Tensor, "batch pos"], position: int = 0
-) -> Float[Tensor, "batch"]:
+def other_norm_mean(token_norms: Float[Tensor, "batch pos"], position: int = 0) -> Float[Tensor, "batch"]:
     """Mean L2 norm of the other tokens, mean over i ≠ 0 of ‖xᵢ‖.
 
     NaN for a prompt of one token. Source: arXiv 2510.06477.
@@ -94,9 +90,7 @@ def other_norm_mean(
 
 
 @metric(units="1", source="this library")
-def other_norm_max(
-    token_norms: Float[Tensor, "batch pos"], position: int = 0
-) -> Float[Tensor, "batch"]:
+def other_norm_max(token_norms: Float[Tensor, "batch pos"], position: int = 0) -> Float[Tensor, "batch"]:
     """Largest L2 norm among the other tokens: is BOS the only massive row?
 
     NaN for a prompt of one token. Source: this library.
@@ -173,9 +167,7 @@ def median_activation(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor
 
 
 @metric(units="1", source="arXiv 2510.06477 (the MLPs write the massive activation)")
-def mlp_bos_norm(
-    mlp_out: Float[Tensor, "batch pos d_model"], position: int = 0
-) -> Float[Tensor, "batch"]:
+def mlp_bos_norm(mlp_out: Float[Tensor, "batch pos d_model"], position: int = 0) -> Float[Tensor, "batch"]:
     """L2 norm of what the block's MLP writes at BOS, ‖MLP(x)₀‖.
 
     Source: arXiv 2510.06477.
@@ -184,9 +176,7 @@ def mlp_bos_norm(
 
 
 @metric(units="1", source="arXiv 2510.06477 (the MLPs write the massive activation)")
-def attn_bos_norm(
-    attn_out: Float[Tensor, "batch pos d_model"], position: int = 0
-) -> Float[Tensor, "batch"]:
+def attn_bos_norm(attn_out: Float[Tensor, "batch pos d_model"], position: int = 0) -> Float[Tensor, "batch"]:
     """L2 norm of what the block's attention writes at BOS, ‖Attn(x)₀‖.
 
     Source: arXiv 2510.06477.

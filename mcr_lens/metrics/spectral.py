@@ -114,7 +114,7 @@ def anisotropy(spectrum: Float[Tensor, "batch rank"]) -> Float[Tensor, "batch"]:
 
 
 @metric(units="1", source="arXiv 2510.06477 (norms of the residual matrix)")
-def singular_values(spectrum: Float[Tensor, "batch rank"]) -> Float[Tensor, "batch rank"]:
+def singular_values(spectrum: Float[Tensor, "batch all"]) -> Float[Tensor, "batch rank"]:
     """Largest singular values σ₁ ≥ σ₂ ≥ … of the residual matrix (eight; zero where it has fewer).
 
     In the units of the residual stream. Source: arXiv 2510.06477.

@@ -1,0 +1,82 @@
+"""What happens to one forward pass on its way through the model?"""
+
+from typing import Any
+
+import einops
+import torch
+from torch import Tensor
+
+from mcr_lens.hookpoints import READS, HookedModel, attention_window, is_causal, output_projection
+from mcr_lens.plan import Plan, Site
+from mcr_lens.rows import Rows, group_rows
+
+
+class Statics:
+    """What steps need besides activations: visible keys and output projections, by layer."""
+
+    def __init__(self, model: HookedModel, wanted: frozenset[str]) -> None:
+        self._model, self._wanted = model, wanted
+        self._grams: dict[int, Tensor] = {}
+
+    def at(self, axis: str, layer: int, length: int, device: torch.device) -> dict[str, Tensor]:
+        if axis != "layer":
+            return {}
+        known: dict[str, Tensor] = {}
+        if "visible_keys" in self._wanted:
+            seen = torch.arange(1, length + 1, device=device)
+            seen = seen if is_causal(self._model) else torch.full_like(seen, length)
+            known["visible_keys"] = seen.clamp_max(attention_window(self._model, layer) or length)
+        if "output_gram" in self._wanted:
+            if layer not in self._grams:
+                weight = output_projection(self._model, layer).detach().float()
+                self._grams[layer] = einops.einsum(weight, weight, "h d m, h e m -> h d e")
+            known["output_gram"] = self._grams[layer]
+        return known
+
+
+class Pass:
+    """One forward pass on its way through the model."""
+
+    def __init__(self, rows: Rows, plan: Plan, statics: Statics) -> None:
+        self.rows = rows
+        self.groups = group_rows(rows.spans)
+        self.fired: set[tuple[str, int]] = set()
+        self.problem: str | None = None
+        self._plan, self._statics = plan, statics
+        self._sites: dict[tuple[str, int, int], Site] = {}
+
+    def receive(self, read: str, index: int, tensor: Tensor) -> None:
+        axis = READS[read].axis
+        for number, group in enumerate(self.groups):
+            key = (axis, index, number)
+            if key not in self._sites:
+                known = self._statics.at(axis, index, group.length, tensor.device)
+                self._sites[key] = Site(self._plan.steps[axis], known)
+            self._sites[key].receive(read, group.cut(tensor, pattern=read == "pattern"))
+
+    def receive_logits(self, logits: Tensor | None) -> None:
+        for number, group in enumerate(self.groups):
+            site = Site(self._plan.steps["pass"], {})
+            self._sites["pass", 0, number] = site
+            if self.rows.batch is not None and logits is not None:
+                site.receive("tokens", group.cut(self.rows.batch).to(logits.device))
+                site.receive("logits", group.cut(logits))
+
+    def values(self, name: str, axis: str, count: int) -> Tensor:
+        """One variable for all prompts of the pass: [prompt, depth or layer, ...]."""
+        stacked = []
+        for number, group in enumerate(self.groups):
+            sites = [self._sites[axis, index, number] for index in range(count)]
+            found: list[Any] = [site.results.get(name) for site in sites]
+            if any(not torch.is_tensor(v) or v.shape[:1] != (len(group.rows),) for v in found):
+                raise ValueError(_wrong_shape(name, axis, len(group.rows), found[0]))
+            found = [v.to(found[0].device) for v in found]
+            stacked.append(torch.stack(found, 1) if axis != "pass" else found[0])
+        return torch.cat(stacked)
+
+
+def _wrong_shape(name: str, axis: str, rows: int, value: Any) -> str:
+    if axis == "pass" and value is None:
+        return f"metric {name!r} reads logits, which only `measure` hands over; leave it out here"
+    got = list(value.shape) if torch.is_tensor(value) else type(value).__name__
+    return f"metric {name!r} must return one row per prompt, [{rows}, ...], and returned {got}"

@@ -1,0 +1,227 @@
+"""What do the numbers of a result say, in words?
+
+The words are for a first look. Their cut-offs are reading aids of this library, not definitions.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from mcr_lens.results import ResultSchemaError, require, validate
+from mcr_lens.summaries import (
+    ShortPromptWarning,
+    massive_layer,
+    mlp_write_share,
+    normalized_entropy,
+    sink_rate,
+)
+
+MASSIVE_RATIO = 10.0
+"""From this norm ratio on the words say "massive": far above the scatter of ordinary tokens (about 1 to 3)
+and far below the models of the literature (hundreds)."""
+
+VALLEY = 0.2
+"""A valley is a minimum between first and last depth that lies this far below both sides, in normalised
+entropy: a fifth of the whole scale, more than the ripple from block to block."""
+
+SINK_THRESHOLD = 0.3
+"""A head is a sink from this mean attention on (the threshold of arXiv 2510.06477)."""
+
+SINK_LAYER = 0.5
+"""A layer is counted where half of its heads are sinks."""
+
+CUT_OFFS = (
+    f"Cut-offs used in the words above: massive from a norm ratio of {MASSIVE_RATIO:g} on; a valley where "
+    f"normalised entropy lies at least {VALLEY:g} below both sides; a head is a sink from a mean attention "
+    f"of {SINK_THRESHOLD:g} on, and a layer is counted from a sink rate of {SINK_LAYER:g} on. They are aids "
+    "for reading, not definitions: look at the figure and the table."
+)
+
+
+def subject(ds: xr.Dataset) -> str:
+    """What stands at the measured position: "BOS", "the first token", or "position 3"."""
+    position = int(ds.attrs.get("position", 0))
+    if position:
+        return f"position {position}"
+    without = "has_bos" in ds.coords and ds.sizes["prompt"] > 0 and not bool(ds.has_bos.any())
+    none = str(ds.attrs.get("bos_token", "")).startswith("none")
+    return "the first token" if without or none else "BOS"
+
+
+def caution(ds: xr.Dataset) -> list[str]:
+    """What a reader must know before the numbers: no BOS, mixed prompts, interventions, short prompts."""
+    found = []
+    name = subject(ds)
+    if name == "the first token":
+        found.append("In these prompts position 0 is the first token, not a BOS.")
+    elif name != "BOS":
+        found.append(f"These numbers take the token at {name} where they speak of BOS.")
+    elif "has_bos" in ds.coords and not bool(ds.has_bos.all()):
+        many, total = int((~ds.has_bos.astype(bool)).sum()), ds.sizes["prompt"]
+        found.append(
+            f"{many} of {total} prompts do not begin with BOS; there, position 0 is the first token."
+        )
+    if str(ds.attrs.get("interventions", "[]")) != "[]":
+        found.append(f"The model was changed while measuring: {ds.attrs['interventions']}.")
+    if str(ds.attrs.get("processing", "")).startswith("processed"):
+        found.append(f"Norms and entropies are not the trained model's: weights {ds.attrs['processing']}.")
+    if "sink_score" in ds:
+        found += [f"Note on sinks: {note}." for note in sink_rates(ds)[1]]
+    return found
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The three numbers of a causal check; over all depths and layers."""
+
+    ratio: float
+    entropy: float
+    sink_layers: int
+
+
+def extremes(ds: xr.Dataset) -> Extremes:
+    """Largest mean norm ratio, lowest mean normalised entropy, number of layers full of sinks.
+
+    Raises:
+        ResultSchemaError: not a result, or a variable that was not measured.
+    """
+    require(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
+    return Extremes(
+        ratio=float(np.nanmax(mean_by_site(ds.massive_activation_ratio))),
+        entropy=float(np.nanmin(mean_by_site(normalized_entropy(ds)))),
+        sink_layers=int((mean_by_site(sink_rates(ds)[0]) >= SINK_LAYER).sum()),
+    )
+
+
+def sink_rates(ds: xr.Dataset) -> tuple[xr.DataArray, list[str]]:
+    """Sink rate by prompt and layer, and the warnings of reading it as words."""
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", ShortPromptWarning)
+        rate = sink_rate(ds, SINK_THRESHOLD)
+    return rate, [str(w.message) for w in raised if issubclass(w.category, ShortPromptWarning)]
+
+
+def reading(ds: xr.Dataset) -> list[str]:
+    """The result in a few sentences: massive activation, who writes it, entropy valley, sinks.
+
+    A phenomenon that is absent is reported as absent; what was not measured is left out.
+
+    Raises:
+        ResultSchemaError: not a result, or one without prompts.
+    """
+    require_prompts(ds)
+    found = []
+    if "massive_activation_ratio" in ds:
+        found.append(_massive(ds))
+    if "matrix_entropy" in ds:
+        found.append(_valley(ds))
+    if "sink_score" in ds:
+        found.append(_sinks(ds))
+    return found
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for reading: `digits` significant ones, or −`digits` decimals; "–" where there is none.
+
+    >>> number(1234.5), number(0.0456), number(0.5, -3), number(float("nan"))
+    ('1,234', '0.0456', '0.500', '–')
+    """
+    if np.isnan(value):
+        return "–"
+    if digits < 0:
+        return f"{value:.{-digits}f}"
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:#.{digits}g}".rstrip(".")
+
+
+def require_prompts(ds: xr.Dataset) -> None:
+    """Refuse in words what has nothing to read.
+
+    Raises:
+        ResultSchemaError: not a result, or one without prompts.
+    """
+    validate(ds)
+    if not ds.sizes["prompt"]:
+        raise ResultSchemaError("the result holds no prompts; measure some first")
+
+
+def mean_by_site(array: xr.DataArray) -> np.ndarray:
+    """Mean over prompts and heads by depth or layer; what is not finite is left out, nothing left is NaN."""
+    numbers = array.astype(float)
+    numbers = numbers.where(np.isfinite(numbers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return numbers.mean([d for d in numbers.dims if d not in ("depth", "layer")]).values
+
+
+def _massive(ds: xr.Dataset) -> str:
+    ratio, name = mean_by_site(ds.massive_activation_ratio), subject(ds)
+    if np.isnan(ratio).all():
+        return "The norm ratio is not defined for these prompts: they have a single token."
+    depth, peak = int(np.nanargmax(ratio)), float(np.nanmax(ratio))
+    where = f"at depth {depth} of {ds.attrs['n_layers']}"
+    if peak < MASSIVE_RATIO:
+        return f"No massive activation at {name}: the norm ratio peaks at {number(peak)} ({where})."
+    text = (
+        f"Massive activation at {name}: its norm peaks at {number(peak)} times the median norm of the other "
+        f"tokens ({where})."
+    )
+    return f"{text} {_writer(ds)}".strip()
+
+
+def _writer(ds: xr.Dataset) -> str:
+    """In which block the norm grows, and what share of the write its MLP has."""
+    if "bos_norm" not in ds:
+        return ""
+    block, norm = massive_layer(ds), mean_by_site(ds.bos_norm)
+    text = f"The norm grows most in block {block}, from {number(norm[block])} to {number(norm[block + 1])}"
+    if "mlp_bos_norm" not in ds or "attn_bos_norm" not in ds:
+        return f"{text}."
+    share = mean_by_site(mlp_write_share(ds))[block]
+    return f"{text}; of what attention and MLP write there, the MLP's share is {100 * share:.0f} %."
+
+
+def _valley(ds: xr.Dataset) -> str:
+    entropy = mean_by_site(normalized_entropy(ds))
+    if np.isnan(entropy).all():
+        return "Normalised entropy is not defined for these prompts."
+    depth, lowest = int(np.nanargmin(entropy)), float(np.nanmin(entropy))
+    before, after = float(np.nanmax(entropy[: depth + 1])), float(np.nanmax(entropy[depth:]))
+    drop = min(before, after) - lowest
+    low, high = number(lowest, -2), number(max(before, after), -2)
+    if drop >= VALLEY:
+        text = (
+            f"Compression valley: normalised entropy falls from {number(before, -2)} to {low} at depth "
+            f"{depth} and comes back to {number(after, -2)}."
+        )
+    elif max(before, after) - lowest >= VALLEY:
+        text = (
+            f"No compression valley: normalised entropy is lowest at depth {depth} ({low}); its highest "
+            f"value is {number(before, -2)} up to there and {number(after, -2)} from there on."
+        )
+    else:
+        text = (
+            f"No compression valley: normalised entropy stays between {low} (depth {depth}) and {high} "
+            f"(depth {int(np.nanargmax(entropy))})."
+        )
+    if "matrix_entropy_without_bos" not in ds:
+        return text
+    bare = float(mean_by_site(normalized_entropy(ds, variable="matrix_entropy_without_bos"))[depth])
+    return f"{text} Without the row of {subject(ds)} it is {number(bare, -2)} at that depth."
+
+
+def _sinks(ds: xr.Dataset) -> str:
+    rate, layers = mean_by_site(sink_rates(ds)[0]), int(ds.attrs["n_layers"])
+    if np.isnan(rate).all():
+        return "The sink rate is not defined for these prompts."
+    many, block, peak = int((rate >= SINK_LAYER).sum()), int(np.nanargmax(rate)), float(np.nanmax(rate))
+    give = f"at least {SINK_THRESHOLD:g} of their attention to {subject(ds)}"
+    if peak == 0:
+        return f"No attention sinks: no head gives {give.replace('their', 'its')}."
+    top = f"the sink rate peaks at {number(peak, -2)} in block {block}"
+    if not many:
+        return f"No layer where half of the heads are sinks, that is, give {give}: {top}."
+    return (
+        f"Attention sinks in {many} of {layers} layers: there, at least half of the heads give {give}; {top}."
+    )

@@ -1,0 +1,193 @@
+"""The page: one file, no request, nothing of a prompt taken for HTML, all of it or nothing."""
+
+import os
+import re
+import stat
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_plots import fake_result
+
+from mcr_lens import report
+from mcr_lens.report import write_report
+from mcr_lens.results import ResultSchemaError
+
+HOSTILE = "</script><script>alert(1)</script>\"onmouseover='x' {{ 7*7 }} <img src=https://evil.example>"
+
+
+class Page(HTMLParser):
+    """Tags with attributes, visible text, and the scripts and styles of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self._open = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+    def handle_data(self, data):
+        kind = {"script": self.scripts, "style": self.styles}.get(self._open, self.words)
+        kind.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def page(ds: xr.Dataset, folder) -> Page:
+    return Page(write_report(ds, folder / "report.html").read_text("utf-8"))
+
+
+def test_content_in_order(tmp_path):
+    text = page(fake_result(), tmp_path).text
+    wanted = [
+        "acme/tiny", "3 prompts of 32 tokens", "8 layers, 4 heads, width 64", "What the numbers say",
+        "Massive activation at BOS", "Cut-offs used in the words above", "Layer profile", "The numbers by depth",
+        "Prompts", "A quiet afternoon 0", "Where the numbers come from", "processing", "Glossary",
+        "matrix_entropy", "nats", "arXiv 2510.06477, matrix-based entropy",
+    ]  # fmt: skip
+    place = 0
+    for word in wanted:
+        found = text.find(word, place)
+        assert found >= 0, f"{word!r} is missing or comes too early"
+        place = found
+
+
+def test_table_has_a_row_per_depth_with_the_block_beside_it(tmp_path):
+    html = write_report(fake_result(), tmp_path / "r.html").read_text("utf-8")
+    rows = re.findall(r'<tr><th scope="row">(\d+)</th>(.*?)</tr>', html, flags=re.S)[:9]
+    assert [int(number) for number, _ in rows] == list(range(9))
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.S) for _, row in rows]
+    assert "400" in cells[2] and "90.0" in cells[2] and "1" in cells[2]
+    assert cells[0][5:] == ["–"] * 5
+
+
+@pytest.mark.parametrize("where", ["text", "token", "model", "processing", "bos_token", "revision"])
+def test_nothing_is_taken_for_html(tmp_path, where):
+    found = page(fake_result(**{where: HOSTILE}), tmp_path)
+    ordinary = page(fake_result(), tmp_path)
+    assert [tag for tag, _ in found.tags] == [tag for tag, _ in ordinary.tags]
+    assert {name for _, attrs in found.tags for name in attrs} == {
+        name for _, attrs in ordinary.tags for name in attrs
+    }
+    assert "alert(1)" in found.text and "{{ 7*7 }}" in found.text
+    assert not any("alert(1)" in script for script in found.scripts)
+
+
+def test_labels_and_variable_names_are_escaped(tmp_path):
+    ds = fake_result()
+    ds["anisotropy"].attrs.update(long_name=HOSTILE, units=HOSTILE, source=HOSTILE)
+    ds = ds.rename({"mixing_score": HOSTILE})
+    assert [tag for tag, _ in page(ds, tmp_path).tags if tag == "img"] == []
+
+
+def test_nothing_is_loaded(tmp_path):
+    found = page(fake_result(model="https://evil.example/x.js"), tmp_path)
+    loads = [
+        (tag, name, value)
+        for tag, attrs in found.tags
+        for name, value in attrs.items()
+        if name in ("src", "href", "srcset", "action", "data", "poster", "background", "integrity")
+    ]
+    assert loads == []
+    assert not any(tag in ("link", "iframe", "object", "embed", "base") for tag, _ in found.tags)
+    css = " ".join(found.styles)
+    assert "@import" not in css and "url(" not in css and "http" not in css
+    policy = [a["content"] for t, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy and policy[0].startswith("default-src 'none'") and "http" not in policy[0]
+    own = [s for s in found.scripts if len(s) < 100_000]
+    assert not any("import(" in s or "fetch(" in s or "XMLHttpRequest" in s for s in own)
+
+
+def test_plotly_is_inlined_once(tmp_path):
+    html = write_report(fake_result(), tmp_path / "r.html").read_text("utf-8")
+    assert len(re.findall(r"plotly\.js v\d", html)) == 1
+    assert html.count("Plotly.newPlot(") == 1
+
+
+def test_twenty_prompts_at_most(tmp_path):
+    text = page(fake_result(prompts=25), tmp_path).text
+    assert "The first 20 of 25" in text and "A quiet afternoon 19" in text and "afternoon 20" not in text
+    assert "All 3" in page(fake_result(), tmp_path).text
+
+
+def test_absence_and_missing_bos_are_said(tmp_path):
+    text = page(fake_result(massive=False, bos=False), tmp_path).text
+    assert "position 0 is the first token, not a BOS" in text
+    assert "No massive activation at the first token: the norm ratio peaks at 2.00" in text
+    assert "No compression valley" in text and "No attention sinks" in text
+
+
+def test_short_prompts_give_a_sentence_instead_of_a_warning(tmp_path):
+    assert "even a head that attends to all keys" in page(fake_result(n_tokens=5), tmp_path).text
+
+
+def test_part_of_the_metrics_is_enough(tmp_path):
+    text = page(fake_result(names=("sink_score",)), tmp_path).text
+    assert "sink rate" in text and "Massive activation" not in text
+    with pytest.raises(ValueError, match="none of massive_activation_ratio"):
+        write_report(fake_result(names=("anisotropy",)), tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_result_that_went_through_a_file(tmp_path):
+    from mcr_lens.results import load, save
+
+    ds = load(save(fake_result(), tmp_path / "r.nc"))
+    assert page(ds, tmp_path).text == page(fake_result(), tmp_path).text
+
+
+def test_a_lone_surrogate_does_not_stop_the_page(tmp_path):
+    assert page(fake_result(token="\ud800x"), tmp_path).tags
+
+
+def test_failure_leaves_the_old_page(tmp_path, monkeypatch):
+    target = tmp_path / "report.html"
+    target.write_text("old")
+    original = report.Path.replace
+
+    def fails(self, other):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.Path, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(fake_result(), target)
+    monkeypatch.setattr(report.Path, "replace", original)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_page_has_the_mode_of_an_ordinary_file(tmp_path):
+    before = os.umask(0o022)
+    try:
+        written = write_report(fake_result(), tmp_path / "report.html")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(written.stat().st_mode) == 0o644
+
+
+def test_refusals(tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        write_report(fake_result(), tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a folder; create it first"):
+        write_report(fake_result(), tmp_path / "no" / "report.html")
+    with pytest.raises(ResultSchemaError, match="does not come from mcr_lens"):
+        write_report(xr.Dataset({"a": ("b", np.ones(2))}), tmp_path / "r.html")
+    with pytest.raises(ResultSchemaError, match="holds no prompts"):
+        write_report(fake_result().isel(prompt=[]), tmp_path / "r.html")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r'needs jinja2.*pip install "mcr-lens\[plots\]"'):
+        write_report(fake_result(), tmp_path / "r.html")
