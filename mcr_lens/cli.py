@@ -128,23 +128,35 @@ def measure(
     """Measure a model on prompts from a file; write result.nc and report.html, and print a table."""
     with in_words():
         import mcr_lens
-        from mcr_lens.metrics._registry import select
-        from mcr_lens.prompt_files import read_prompt_file
 
-        wanted = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-        select(wanted)  # a misspelt name should not cost the time to load a model
-        size = _batch_size(batch_size)
-        texts, blank = read_prompt_file(prompts, field)
-        if blank:
-            say(f"note: {blank} blank line{'s' if blank > 1 else ''} of {prompts} skipped")
+        wanted, size = _names(metrics), _batch_size(batch_size)
+        texts = _texts(prompts, field)[:limit]
         _make_folder(out)
         loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
         ds = mcr_lens.measure(
-            loaded, texts[:limit], wanted, batch_size=size, max_length=max_length,
+            loaded, texts, wanted, batch_size=size, max_length=max_length,
             prepend_bos={"yes": True, "no": False}.get(prepend_bos.value, "auto"),
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         _deliver(ds, out)
+
+
+def _names(given: str | None) -> list[str] | None:
+    """Metrics by name, looked up at once: a misspelt one should not cost the time to load a model."""
+    from mcr_lens.metrics._registry import select
+
+    names = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+    select(names)
+    return names
+
+
+def _texts(prompts: Path, field: str | None) -> list[str]:
+    from mcr_lens.prompt_files import read_prompt_file
+
+    texts, blank = read_prompt_file(prompts, field)
+    if blank:
+        say(f"note: {blank} blank line{'s' if blank > 1 else ''} of {prompts} skipped")
+    return texts
 
 
 def _make_folder(out: Path) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mcr_lens.hookpoints import READS, HookedModel, check_model, hook_names
@@ -16,8 +16,9 @@ EDITABLE = ("mlp_out", "attn_out")
 class ZeroAblation:
     """Set what some blocks write to zero at some positions; everything else stays as it is.
 
-    Positions count from the first position of the batch, so give it batches without left padding.
-    Decoding steps with a key-value cache (one new position per call) are not touched.
+    Positions are absolute, counted from the first position of the batch, so give it batches without left
+    padding. With a key-value cache a decoding step holds later positions only, and is edited there or not
+    at all.
     """
 
     site: str
@@ -35,22 +36,36 @@ class ZeroAblation:
         wrong = [layer for layer in self.layers if not 0 <= layer < len(names)]
         if wrong:
             raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0..{len(names) - 1}")
-        return [(names[layer], partial(_zero, positions=self.positions)) for layer in self.layers]
+        hooks: list[tuple[str, Any]] = []
+        for layer in self.layers:
+            edit = _Zero(self.positions)
+            pattern = READS["pattern"].template.format(layer=layer)
+            if self.positions is not None and pattern in model.hook_dict:
+                hooks.append((pattern, edit.watch))
+            hooks.append((names[layer], edit))
+        return hooks
 
     def describe(self) -> dict[str, Any]:
         """The intervention as JSON values."""
         return {"kind": "zero_ablation", **asdict(self)}
 
 
-def _zero(tensor: Tensor, hook: Any = None, *, positions: tuple[int, ...] | None) -> Tensor:
-    # With a key-value cache each new token arrives alone and would be taken for position 0. A prompt of
-    # one token is the same shape; it has no other tokens that the edit could reach, bar the first.
-    edited = tensor.clone()
-    if positions is None:
-        return edited.zero_()
-    here = [p for p in positions if p < tensor.shape[1]]
-    edited[:, here] = 0
-    return edited
+class _Zero:
+    """The callback of one layer; the pattern tells it how many positions the cache already holds."""
+
+    def __init__(self, positions: tuple[int, ...] | None) -> None:
+        self._positions, self._cached = positions, 0
+
+    def watch(self, pattern: Tensor, hook: Any = None) -> None:
+        self._cached = pattern.shape[-1] - pattern.shape[-2]
+
+    def __call__(self, tensor: Tensor, hook: Any = None) -> Tensor:
+        if self._positions is None:
+            return torch.zeros_like(tensor)
+        edited = tensor.clone()
+        here = [p - self._cached for p in self._positions]
+        edited[:, [p for p in here if 0 <= p < tensor.shape[1]]] = 0
+        return edited
 
 
 def zero_ablation(

@@ -103,7 +103,8 @@ def _boot(name: str, kind: Any, device: Any, device_map: Any, revision: str | No
         options["revision"] = revision
     try:
         return TransformerBridge.boot_transformers(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        # torch asserts that it was built for the device that is asked for.
         raise ModelLoadError(_explain(name, folder, error)) from error
 
 

@@ -171,11 +171,9 @@ def _massive(ds: xr.Dataset) -> str:
 
 
 def _writer(ds: xr.Dataset) -> str:
-    """In which block the norm grows, and what share of the write its MLP has."""
-    if "bos_norm" not in ds:
-        return ""
-    block, norm = massive_layer(ds), mean_by_site(ds.bos_norm)
-    text = f"The norm grows most in block {block}, from {number(norm[block])} to {number(norm[block + 1])}"
+    """In which block the ratio grows, and what share of the write its MLP has."""
+    block, ratio = massive_layer(ds), mean_by_site(ds.massive_activation_ratio)
+    text = f"The ratio grows most in block {block}, from {number(ratio[block])} to {number(ratio[block + 1])}"
     if "mlp_bos_norm" not in ds or "attn_bos_norm" not in ds:
         return f"{text}."
     share = mean_by_site(mlp_write_share(ds))[block]

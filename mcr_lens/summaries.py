@@ -144,17 +144,19 @@ def layer_sink_identity(ds: xr.Dataset) -> xr.DataArray:
 
 
 def massive_layer(ds: xr.Dataset) -> int:
-    """The layer whose block adds most to the BOS norm: argmax over l of mean ‖x₀‖ at depth l+1 minus depth l.
+    """The layer whose block makes BOS stand out: argmax over l of the rise of the mean BOS ratio.
 
-    It says where the norm grows most, not that the result is massive: read `massive_activation_ratio` too.
+    The ratio is ‖x₀‖ over the median of the other norms, and the rise is from depth l to depth l + 1: a late
+    block that makes every row longer does not count. It says where the ratio grows most, not that it is
+    large: read `massive_activation_ratio` too.
 
     Raises:
-        ResultSchemaError: not a result, or the BOS norm was not measured.
+        ResultSchemaError: not a result, or the ratio was not measured.
 
     Source: arXiv 2510.06477 (emergence layer).
     """
-    require(ds, "bos_norm")
-    return int(ds.bos_norm.mean("prompt").diff("depth").argmax("depth"))
+    require(ds, "massive_activation_ratio")
+    return int(ds.massive_activation_ratio.mean("prompt").diff("depth").argmax("depth"))
 
 
 def mlp_write_share(ds: xr.Dataset) -> xr.DataArray:

@@ -37,39 +37,48 @@ def profile_table(ds: xr.Dataset) -> Table:
         ResultSchemaError: not a result, one without prompts, or one without any of the columns.
     """
     require_prompts(ds)
-    name = subject(ds)
-    tag = "BOS" if name == "BOS" else f"pos. {int(ds.attrs.get('position', 0))}"
-    state, block = [], []
-    if "bos_norm" in ds:
-        state.append(_column(ds.bos_norm, f"norm of\n{tag}", f"norm of {name}", 3))
-    if "massive_activation_ratio" in ds:
-        note = "over the median norm of the other tokens"
-        state.append(_column(ds.massive_activation_ratio, "norm\nratio", "norm ratio", 3, note))
-    if "matrix_entropy" in ds:
-        note = "over ln min(T, d)"
-        state.append(_column(normalized_entropy(ds), "entropy", "normalised entropy", -3, note))
-    if "matrix_entropy_without_bos" in ds:
-        array = normalized_entropy(ds, variable="matrix_entropy_without_bos")
-        state.append(_column(array, f"without\n{tag}", f"the same without {name}", -3))
-    if "anisotropy" in ds:
-        state.append(_column(ds.anisotropy, "aniso-\ntropy", "anisotropy", -3))
-    if "sink_score" in ds:
-        note = f"heads that give {name} {SINK_THRESHOLD:g} or more"
-        block.append(_column(sink_rates(ds)[0], "sink\nrate", "sink rate", -3, note))
-    if "mixing_score" in ds:
-        block.append(_column(ds.mixing_score, "mixing", "mixing score", -3))
-    if "sink_identity_index" in ds and "sink_identity_mass" in ds:
-        note = "sink-versus-identity index"
-        block.append(_column(layer_sink_identity(ds), "SVI", note, -3, note))
-    if "mlp_bos_norm" in ds:
-        note = f"its norm at {name}"
-        block.append(_column(ds.mlp_bos_norm, "MLP\nwrite", f"MLP write at {name}", 3, note))
+    state, block = _state_columns(ds, subject(ds)), _block_columns(ds, subject(ds))
     if not state and not block:
         raise ResultSchemaError(
             "the result has none of the variables of the table (bos_norm, matrix_entropy, sink_score, …); "
             "measure them, or read its variables directly"
         )
     return Table(tuple(state), tuple(block), int(ds.attrs["n_layers"]))
+
+
+def _state_columns(ds: xr.Dataset, name: str) -> list[Column]:
+    tag = "BOS" if name == "BOS" else f"pos. {int(ds.attrs.get('position', 0))}"
+    found = []
+    if "bos_norm" in ds:
+        found.append(_column(ds.bos_norm, f"norm of\n{tag}", f"norm of {name}", 3))
+    if "massive_activation_ratio" in ds:
+        note = "over the median norm of the other tokens"
+        found.append(_column(ds.massive_activation_ratio, "norm\nratio", "norm ratio", 3, note))
+    if "matrix_entropy" in ds:
+        note = "over ln min(T, d)"
+        found.append(_column(normalized_entropy(ds), "entropy", "normalised entropy", -3, note))
+    if "matrix_entropy_without_bos" in ds:
+        array = normalized_entropy(ds, variable="matrix_entropy_without_bos")
+        found.append(_column(array, f"without\n{tag}", f"the same without {name}", -3))
+    if "anisotropy" in ds:
+        found.append(_column(ds.anisotropy, "aniso-\ntropy", "anisotropy", -3))
+    return found
+
+
+def _block_columns(ds: xr.Dataset, name: str) -> list[Column]:
+    found = []
+    if "sink_score" in ds:
+        note = f"heads that give {name} {SINK_THRESHOLD:g} or more"
+        found.append(_column(sink_rates(ds)[0], "sink\nrate", "sink rate", -3, note))
+    if "mixing_score" in ds:
+        found.append(_column(ds.mixing_score, "mixing", "mixing score", -3))
+    if "sink_identity_index" in ds and "sink_identity_mass" in ds:
+        note = "sink-versus-identity index"
+        found.append(_column(layer_sink_identity(ds), "SVI", note, -3, note))
+    if "mlp_bos_norm" in ds:
+        note = f"its norm at {name}"
+        found.append(_column(ds.mlp_bos_norm, "MLP\nwrite", f"MLP write at {name}", 3, note))
+    return found
 
 
 def _column(array: xr.DataArray, short: str, long: str, digits: int, note: str = "") -> Column:

@@ -16,7 +16,7 @@ DEBUG = "MCR_LENS_DEBUG"
 """Set to 1, this environment variable lets errors through with their traceback."""
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError, AssertionError)
-"""What our library and torch raise for reasons a user can do something about; torch asserts that it has CUDA."""
+"""What we and torch raise for reasons a user can do something about (torch asserts that it has CUDA)."""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import jaxtyping
 import pytest
 import torch
 from models import FAMILIES, GENERATION, bridge, hooked_transformer
@@ -15,6 +16,14 @@ torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def as_for_users():
+    """Users have no type checker at their calls, so it must not answer in the library's place."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

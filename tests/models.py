@@ -82,9 +82,7 @@ def tokenizer(*, bos: bool = True, prepends: bool = False, side: str = "right"):
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     if prepends:
-        core.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", 0)]
-        )
+        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
     named = {"eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     if bos:
         named["bos_token"] = "<bos>"

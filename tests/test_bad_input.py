@@ -2,45 +2,23 @@
 
 import copy
 
-import jaxtyping
 import pytest
 import torch
 from jaxtyping import Float
 from models import bridge, hugging_face, tokenizer
+from refusals import ROWS, refused
 from torch import Tensor
 
 import mcr_lens
-from mcr_lens import get_metric, load_model, measure, metric, observe
-from mcr_lens.metrics import _registry
+from mcr_lens import get_metric, load_model, measure, observe
 
-ROWS = [[5, 6, 7], [8, 9, 10]]
+pytestmark = pytest.mark.usefixtures("as_for_users")
 
 
 @pytest.fixture(scope="module")
 def reader():
     """A Llama-like model with a tokenizer."""
     return load_model(hugging_face("llama"), tokenizer=tokenizer(), verbose=False)
-
-
-@pytest.fixture(autouse=True)
-def as_for_users():
-    """Users have no type checker at their calls, so it must not answer in the library's place."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """Registrations of this test are gone after it."""
-    monkeypatch.setattr(_registry, "_METRICS", dict(_registry._METRICS))
-
-
-def refused(error, message, model, prompts=ROWS, *args, **options):
-    with pytest.raises(error, match=message) as seen:
-        measure(model, prompts, *args, progress=False, **options)
-    text = str(seen.value)
-    assert "\n" not in text and len(text) < 600
 
 
 @pytest.mark.parametrize(
@@ -56,7 +34,11 @@ def refused(error, message, model, prompts=ROWS, *args, **options):
         (torch.rand(2, 3), TypeError, "prompt 0 holds torch.float32; token ids are integers"),
         ([None], TypeError, "prompt 0 is neither text nor token ids, but NoneType"),
         (7, TypeError, "prompts must be strings or token ids, got int"),
-        ([list(range(3, 80))], ValueError, "77 tokens and the model takes 64; shorten it, or pass max_length=64"),
+        (
+            [list(range(3, 80))],
+            ValueError,
+            "77 tokens and the model takes 64; shorten it, or pass max_length=64",
+        ),
         (torch.full((1, 65), 5), ValueError, "65 tokens and the model takes 64"),
         (["\ud800"], ValueError, "prompt 0 is not valid text"),
     ],
@@ -73,14 +55,22 @@ def test_prompts(reader, prompts, error, message):
         ({"batch_size": "large"}, ValueError, "batch_size='large': pass a positive integer or 'auto'"),
         ({"max_length": 65}, ValueError, "max_length=65 is more than the 64 tokens the model takes"),
         ({"max_length": 0}, ValueError, "max_length=0: pass a positive number of tokens, or None"),
-        ({"prepend_bos": "maybe"}, ValueError, r"prepend_bos='maybe': pass prepend_bos='auto'.*True or False"),
+        (
+            {"prepend_bos": "maybe"},
+            ValueError,
+            r"prepend_bos='maybe': pass prepend_bos='auto'.*True or False",
+        ),
         ({"prepend_bos": True}, ValueError, "prepend_bos=True has no meaning for token ids"),
         ({"position": 3}, ValueError, "position=3, but the shortest prompt has 3 tokens"),
         ({"position": -1}, ValueError, "position=-1: pass the index of the token to take for BOS"),
         ({"position": 1.5}, ValueError, "position=1.5: pass the index"),
         ({"metrics": []}, ValueError, "no metrics were asked for; name at least one"),
         ({"metrics": [3]}, TypeError, "a metric is a name or a function, got int: 3"),
-        ({"metrics": ["matrix_entopy"]}, KeyError, "unknown metric 'matrix_entopy': did you mean 'matrix_entropy'"),
+        (
+            {"metrics": ["matrix_entopy"]},
+            KeyError,
+            "unknown metric 'matrix_entopy': did you mean 'matrix_entropy'",
+        ),
         ({"metrics": "spectrall"}, mcr_lens.UnknownMetricError, "did you mean 'spectral'"),
     ],
 )
@@ -100,7 +90,10 @@ def test_get_metric_suggests_too():
     """The nearest name, in a sentence without quotes around it."""
     with pytest.raises(mcr_lens.UnknownMetricError) as seen:
         get_metric("sink_scor")
-    assert str(seen.value) == "unknown metric 'sink_scor': did you mean 'sink_score'? `mcr-lens metrics` lists them all"
+    assert (
+        str(seen.value)
+        == "unknown metric 'sink_scor': did you mean 'sink_score'? `mcr-lens metrics` lists them all"
+    )
 
 
 def test_text_without_tokenizer(llama):
@@ -110,7 +103,11 @@ def test_text_without_tokenizer(llama):
 
 def test_not_a_model():
     """Anything else, a Hugging Face model, and a string."""
-    refused(TypeError, "expected a TransformerLens model, got Linear; pass a TransformerBridge", torch.nn.Linear(2, 2))
+    refused(
+        TypeError,
+        "expected a TransformerLens model, got Linear; pass a TransformerBridge",
+        torch.nn.Linear(2, 2),
+    )
     refused(TypeError, "got LlamaForCausalLM; wrap it with mcr_lens.load_model", hugging_face("llama"))
     refused(TypeError, "expected a TransformerLens model, got str", "gpt2")
 
@@ -130,7 +127,9 @@ def test_not_finite(poison):
     model = bridge("llama")
     with torch.no_grad():
         model.original_model.model.embed_tokens.weight[7] = poison
-    message = r"the residual stream is NaN or infinite from depth 0 on, in 1 of 2 prompts.*float32 or bfloat16"
+    message = (
+        r"the residual stream is NaN or infinite from depth 0 on, in 1 of 2 prompts.*float32 or bfloat16"
+    )
     refused(mcr_lens.NonFiniteActivationError, message, model, [[4, 5, 6], [5, 6, 7]])
     refused(mcr_lens.NonFiniteActivationError, "row 1", model, [[4, 5, 6], [5, 6, 7]], ["sink_score"])
     assert measure(model, [[4, 5, 6]], progress=False).sizes["prompt"] == 1
@@ -152,7 +151,10 @@ def test_not_finite_from_a_later_layer():
         ("/no/such/folder", "'/no/such/folder' is no model: there is no such folder"),
         ("empty", "is no model: it holds no config.json; pass a Hugging Face folder"),
         ("file.txt", "is no model: it is a file"),
-        ("no-such/model", "neither a local folder nor a model that could be fetched.*check the name and the network"),
+        (
+            "no-such/model",
+            "neither a local folder nor a model that could be fetched.*check the name and the network",
+        ),
     ],
 )
 def test_path_that_is_no_model(tmp_path, path, message):
@@ -208,83 +210,3 @@ def test_pattern_that_is_never_computed():
     with pytest.raises(mcr_lens.PatternNotComputedError), observe(model):
         pass
     assert measure(model, ROWS, ["bos_norm"], progress=False).sizes["prompt"] == 2
-
-
-def wrong_parameter(residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
-    """Reads something that does not exist."""
-    return residual[:, 0, 0]
-
-
-def no_annotation(resid):
-    """Says nothing about its axes."""
-    return resid[:, 0, 0]
-
-
-def mixed(resid: Tensor, pattern: Tensor) -> Float[Tensor, "batch"]:
-    """Reads two tensors that live on different axes."""
-    return resid[:, 0, 0]
-
-
-def not_per_prompt(resid: Tensor) -> Float[Tensor, "batch"]:
-    """Averages the prompts away."""
-    return resid.mean()
-
-
-def too_many_axes(resid: Tensor) -> Float[Tensor, "batch"]:
-    """Returns more than it declares."""
-    return resid[:, 0]
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (wrong_parameter, r"metric 'wrong_parameter' reads \['residual'\]; its parameters must be among resid, "),
-        (no_annotation, "metric 'no_annotation' needs a jaxtyping return annotation that starts with 'batch'"),
-        (mixed, r"metric 'mixed' mixes tensors that live on different axes \(depth, layer\)"),
-    ],
-)
-def test_user_metric_is_refused_when_declared(registry, llama, function, message):
-    """The signature is checked before anything runs, and nothing is registered."""
-    with pytest.raises(ValueError, match=message):
-        metric(function)
-    with pytest.raises(mcr_lens.UnknownMetricError):
-        get_metric(function.__name__)
-    refused(ValueError, message, llama, ROWS, [function])
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (not_per_prompt, r"metric 'not_per_prompt' must return one row per prompt, \[2, ...\], and gave \(\)"),
-        (too_many_axes, r"'too_many_axes' declares the axes \('prompt', 'depth'\) and returned an array of shape"),
-    ],
-)
-def test_user_metric_of_the_wrong_shape(llama, function, message):
-    """What comes out is held against what was declared."""
-    refused(ValueError, message, llama, ROWS, [function])
-
-
-def test_duplicate_registration(registry):
-    """A name is taken once; overwrite=True is for notebooks."""
-
-    def sink_score(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
-        """Not the sink score."""
-        return resid[:, 0, 0]
-
-    with pytest.raises(ValueError, match="a metric named 'sink_score' exists already; rename yours or pass overwrite"):
-        metric(sink_score)
-    metric(overwrite=True)(sink_score)
-    assert get_metric("sink_score").function is sink_score
-
-
-def test_registered_metric_is_measured(registry, llama):
-    """A registered metric counts as a default one and carries units and source."""
-
-    @metric(units="m", source="a notebook")
-    def last_norm(resid: Float[Tensor, "batch pos d_model"], scale: float = 2.0) -> Float[Tensor, "batch"]:
-        """Twice the norm of the last token."""
-        return scale * resid[:, -1].norm(dim=-1)
-
-    ds = measure(llama, ROWS, progress=False)
-    assert ds.last_norm.dims == ("prompt", "depth") and ds.last_norm.units == "m"
-    assert ds.last_norm.long_name == "Twice the norm of the last token"

@@ -155,7 +155,9 @@ def processed():
 
 def test_processed_weights_warn_and_are_recorded(processed, tokens):
     """Compatibility mode moves the stream: the user hears it and the result says it."""
-    with pytest.warns(mcr_lens.ProcessedWeightsWarning, match=r"norms and entropies are not the trained") as seen:
+    with pytest.warns(
+        mcr_lens.ProcessedWeightsWarning, match=r"norms and entropies are not the trained"
+    ) as seen:
         ds = measure(processed, tokens, ["bos_norm"], progress=False)
     assert "load_model" in str(seen[0].message)
     assert ds.attrs["processing"].startswith("processed (compatibility mode")

@@ -243,7 +243,8 @@ def test_sink_output_share_by_hand():
     got = evaluate(get_metric("sink_output_share"), given)
     for head in range(2):
         parts = [
-            (pattern[0, head, t, 0] * value[0, 0, head] @ weight[head]).norm() / (z[0, t, head] @ weight[head]).norm()
+            (pattern[0, head, t, 0] * value[0, 0, head] @ weight[head]).norm()
+            / (z[0, t, head] @ weight[head]).norm()
             for t in range(1, 5)
         ]
         assert float(got[0, head]) == pytest.approx(float(sum(parts) / 4), rel=1e-5)

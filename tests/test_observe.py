@@ -6,12 +6,17 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float
 from models import GENERATION, bridge, hooked_transformer, hugging_face, tokenizer
 from torch import Tensor
 
-import mcr_lens
-from mcr_lens import HookDidNotFireError, ObservationWarning, Observer, list_metrics, load_model, measure, observe
+from mcr_lens import (
+    HookDidNotFireError,
+    ObservationWarning,
+    Observer,
+    load_model,
+    measure,
+    observe,
+)
 
 PAD = 2
 
@@ -137,7 +142,9 @@ def test_generation_skips_decoding_steps(reader):
     ids = torch.randint(3, 128, (1, 8))
     with observe(reader) as watch, torch.no_grad():
         reader.generate(ids, max_new_tokens=4, do_sample=False, verbose=False)
-    with pytest.warns(ObservationWarning, match=r"\d decoding steps with a key-value cache were not measured"):
+    with pytest.warns(
+        ObservationWarning, match=r"\d decoding steps with a key-value cache were not measured"
+    ):
         ds = watch.result()
     assert ds.sizes["prompt"] == 1 and int(ds.n_tokens[0]) == 8
     close(ds, measure(reader, ids, progress=False))
@@ -179,7 +186,7 @@ def test_nothing_was_run(llama):
 
 def test_loss_is_for_measure_only(llama, tokens):
     """The logits are not handed to a hook; the message says who hands them over."""
-    with pytest.raises(ValueError, match="reads logits, which only `measure` hands over"):  # noqa: SIM117
+    with pytest.raises(ValueError, match="reads logits, which only `measure` hands over"):
         with observe(llama, ["next_token_loss"]) as watch, torch.no_grad():
             llama(tokens)
         watch.result()
@@ -253,23 +260,3 @@ def test_unembedding_is_skipped_by_hooked_transformer(tokens):
     assert not calls
     measure(model, tokens, ["next_token_loss"], progress=False)
     assert calls
-
-
-def last_hidden(z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch head d_head"]:
-    """A metric of a user's own, with an axis of its own."""
-    return z[:, -1]
-
-
-def test_user_metrics_of_every_kind(llama, tokens):
-    """A function, a name → function map, and a partial with settings."""
-    from functools import partial
-
-    from mcr_lens.metrics import sink_score
-
-    ds = measure(llama, tokens, [last_hidden, "bos_norm"], progress=False)
-    assert ds.last_hidden.dims == ("prompt", "layer", "head", "d_head")
-    ds = measure(llama, tokens, {"mine": sink_score, "cut": partial(sink_score)}, progress=False)
-    assert set(ds.data_vars) == {"mine", "cut"}
-    wanted = measure(llama, tokens, ["sink_score"], progress=False)
-    np.testing.assert_array_equal(ds.mine, wanted.sink_score)
-    assert len(list_metrics()) == len({m.name for m in mcr_lens.list_metrics()})

@@ -233,7 +233,7 @@ def test_words_for_a_model_with_the_phenomenon():
     massive, valley, sinks = reading(fake_result())
     assert "Massive activation at BOS: its norm peaks at 400 times" in massive
     assert "at depth 2 of 8" in massive
-    assert "grows most in block 1, from 6.00 to 1,200" in massive and "MLP's share is 90 %" in massive
+    assert "grows most in block 1, from 2.00 to 400" in massive and "MLP's share is 90 %" in massive
     assert "falls from 0.80 to 0.10 at depth 2 and comes back to 0.80" in valley
     assert valley.endswith("Without the row of BOS it is 0.70 at that depth.")
     assert sinks.startswith("Attention sinks in 6 of 8 layers")

@@ -54,9 +54,9 @@ def test_content_in_order(tmp_path):
     text = page(fake_result(), tmp_path).text
     wanted = [
         "acme/tiny", "3 prompts of 32 tokens", "8 layers, 4 heads, width 64", "What the numbers say",
-        "Massive activation at BOS", "Cut-offs used in the words above", "Layer profile", "The numbers by depth",
-        "Prompts", "A quiet afternoon 0", "Where the numbers come from", "processing", "Glossary",
-        "matrix_entropy", "nats", "arXiv 2510.06477, matrix-based entropy",
+        "Massive activation at BOS", "Cut-offs used in the words above", "Layer profile",
+        "The numbers by depth", "Prompts", "A quiet afternoon 0", "Where the numbers come from", "processing",
+        "Glossary", "matrix_entropy", "nats", "arXiv 2510.06477, matrix-based entropy",
     ]  # fmt: skip
     place = 0
     for word in wanted:

@@ -16,7 +16,8 @@ TOP = 8
 
 
 def _eigenvalues(rows: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, "batch rank"]:
-    wide = rows.double()
+    # Apple's GPUs have no float64.
+    wide = rows.cpu().double() if rows.device.type == "mps" else rows.double()
     small_side = wide.shape[1] <= wide.shape[2]
     gram = wide @ wide.mT if small_side else wide.mT @ wide
     # LAPACK raises or hangs on NaN, so those prompts go round it and come out as NaN.

@@ -93,7 +93,9 @@ def test_a_later_token_changes_no_earlier_row(any_model, tokens):
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 100 + 3
     one, two = (measure(any_model, t, RAW, progress=False) for t in (tokens, changed))
-    np.testing.assert_allclose(one.stream.isel(pos=slice(0, -1)), two.stream.isel(pos=slice(0, -1)), atol=1e-6)
+    np.testing.assert_allclose(
+        one.stream.isel(pos=slice(0, -1)), two.stream.isel(pos=slice(0, -1)), atol=1e-6
+    )
     assert not np.allclose(one.stream.isel(pos=-1), two.stream.isel(pos=-1), atol=1e-3)
 
 

@@ -29,9 +29,7 @@ def test_stream_equals_cache(any_model, tokens):
     for metric in list_metrics():
         wanted = [evaluate(metric, tensors).cpu().numpy() for tensors in given[metric.site]]
         wanted = np.stack(wanted, axis=1) if metric.site != "pass" else wanted[0]
-        np.testing.assert_allclose(
-            ds[metric.name].values, wanted, rtol=1e-5, atol=1e-6, err_msg=metric.name
-        )
+        np.testing.assert_allclose(ds[metric.name].values, wanted, rtol=1e-5, atol=1e-6, err_msg=metric.name)
 
 
 def test_axes_are_the_declared_ones(any_model, tokens):
@@ -60,9 +58,7 @@ def test_stream_equals_cache_at_another_position(tokens, position, llama):
     for metric in list_metrics():
         wanted = [evaluate(metric, t, position=position).numpy() for t in given[metric.site]]
         wanted = np.stack(wanted, axis=1) if metric.site != "pass" else wanted[0]
-        np.testing.assert_allclose(
-            ds[metric.name].values, wanted, rtol=1e-5, atol=1e-6, err_msg=metric.name
-        )
+        np.testing.assert_allclose(ds[metric.name].values, wanted, rtol=1e-5, atol=1e-6, err_msg=metric.name)
     assert ds.attrs["position"] == position
     assert ds.position_token.values.tolist() == [str(int(row[position])) for row in tokens]
 

@@ -10,7 +10,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from mcr_lens.hookpoints import HookedModel, check_model
-from mcr_lens.observe import Observer
+from mcr_lens.observer import Observer
 from mcr_lens.prompts import Prompt, make_batches, read_prompts, stack
 from mcr_lens.provenance import ProcessedWeightsWarning, processing
 
