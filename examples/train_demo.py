@@ -7,17 +7,19 @@ Heads that wait for a digit need somewhere to look the rest of the time, and the
 Stage 1 trains on text drawn from a Markov chain with the bigram statistics of the real text, against
 the generator's exact next-token distribution; stage 2 on the real text, against the next token.
 
-    python examples/train_demo.py --seed 22 --out /tmp/demo-22
+    python examples/train_demo.py --seed 1 --out demo-1
 """
 
 import argparse
 import hashlib
 import json
+import math
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,19 +38,21 @@ HELD_OUT = 20_000  # last characters of the text, never trained on
 class Recipe:
     """Everything that decides the weights, apart from the text and the version of torch."""
 
-    seed: int = 22
+    seed: int = 1
     blocks: int = 8
     width: int = 32
     heads: int = 4
     feed_forward: int = 96
     letters: int = 70
-    length: int = 128
-    batch: int = 8
-    markov_steps: int = 3000
-    text_steps: int = 6000
-    lr: float = 4e-3
-    warmup: int = 100
+    length: int = 96
     echo_rate: float = 0.12
+    warmup: int = 100
+    markov_steps: int = 5000
+    markov_batch: int = 8
+    markov_lr: float = 4e-3
+    text_steps: int = 6000
+    text_batch: int = 8
+    text_lr: float = 4e-3
 
 
 def read_text() -> str:
@@ -93,7 +97,7 @@ def markov_batch(
     rng: np.random.Generator, table: np.ndarray, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [batch, length] of the Markov chain with echoes, and the exact target distributions."""
-    rows, vocab = recipe.batch, table.shape[0]
+    rows, vocab = recipe.markov_batch, table.shape[0]
     every = np.arange(rows)
     tokens = np.full((rows, recipe.length), BOS)
     targets = np.zeros((rows, recipe.length - 1, vocab))
@@ -116,6 +120,12 @@ def markov_batch(
     return tokens, targets
 
 
+def text_batch(rng: np.random.Generator, ids: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of real text with `<bos>` in front and echoes inserted, and the tokens that come next."""
+    tokens = np.stack([text_row(rng, ids, recipe) for _ in range(recipe.text_batch)])
+    return tokens, tokens[:, 1:]
+
+
 def text_row(rng: np.random.Generator, ids: np.ndarray, recipe: Recipe) -> np.ndarray:
     """One row of real text with `<bos>` in front and echoes inserted."""
     start = rng.integers(0, len(ids) - recipe.length)
@@ -130,18 +140,11 @@ def text_row(rng: np.random.Generator, ids: np.ndarray, recipe: Recipe) -> np.nd
     return np.array(row[: recipe.length])
 
 
-def train(recipe: Recipe, out: Path) -> dict[str, float]:
-    """Train one model, save it as a Hugging Face folder, and return the last smoothed losses."""
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    text = read_text()
-    tokenizer = build_tokenizer(text, recipe.letters, recipe.length)
-    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    ids, held_out = ids[:-HELD_OUT], ids[-HELD_OUT:]
-    table = bigram_table(ids, len(tokenizer))
-    model = LlamaForCausalLM(
+def build_model(vocab: int, recipe: Recipe) -> LlamaForCausalLM:
+    """A Llama with random weights, as Hugging Face makes them."""
+    return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=vocab,
             hidden_size=recipe.width,
             intermediate_size=recipe.feed_forward,
             num_hidden_layers=recipe.blocks,
@@ -151,36 +154,46 @@ def train(recipe: Recipe, out: Path) -> dict[str, float]:
             bos_token_id=BOS,
             pad_token_id=PAD,
             eos_token_id=None,
+            attn_implementation="eager",  # the patterns are looked at while it trains
         )
     )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    warm = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / recipe.warmup))
-    smooth: dict[str, float] = {}
-    growth: list[dict[str, object]] = []
+
+
+def train(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Train one model, save it as a Hugging Face folder, and return the record of the training."""
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    text = read_text()
+    tokenizer = build_tokenizer(text, recipe.letters, recipe.length)
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    ids, held_out = ids[:-HELD_OUT], ids[-HELD_OUT:]
     watched = torch.from_numpy(np.stack([[BOS, *held_out[i : i + 95]] for i in range(0, 9500, 95)]))
+    table = bigram_table(ids, len(tokenizer))
+    model = build_model(len(tokenizer), recipe)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.markov_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe))
+    losses: dict[str, float] = {}
+    growth: list[dict[str, Any]] = []
     steps = tqdm(range(recipe.markov_steps + recipe.text_steps), unit="step", mininterval=5)
     for step in steps:
-        if step < recipe.markov_steps:
-            stage = "markov"
-            tokens, exact = markov_batch(rng, table, recipe)
-            target = torch.from_numpy(exact).float()
-        else:
-            stage = "text"
-            tokens = np.stack([text_row(rng, ids, recipe) for _ in range(recipe.batch)])
-            target = torch.from_numpy(tokens[:, 1:])
+        stage = "markov" if step < recipe.markov_steps else "text"
+        tokens, target = (
+            markov_batch(rng, table, recipe) if stage == "markov" else text_batch(rng, ids, recipe)
+        )
         logits = model(torch.from_numpy(tokens[:, :-1])).logits
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), _class_second(target))
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), class_second(target))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        warm.step()
-        smooth[stage] = 0.99 * smooth.get(stage, loss.item()) + 0.01 * loss.item()
+        schedule.step()
+        losses[stage] = 0.99 * losses.get(stage, loss.item()) + 0.01 * loss.item()
         if step % 100 == 0:
-            steps.set_postfix_str(f"{stage} loss {smooth[stage]:.3f}")
-        if (step + 1) % 1000 == 0:
+            steps.set_postfix_str(f"{stage} loss {losses[stage]:.3f}")
+        if (step + 1) % 500 == 0:
             growth.append({"step": step + 1, "stage": stage, **snapshot(model, watched)})
-            tqdm.write(json.dumps(growth[-1]))
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {
@@ -188,56 +201,60 @@ def train(recipe: Recipe, out: Path) -> dict[str, float]:
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "text_characters": len(text),
         "torch": torch.__version__,
-        "loss": smooth,
+        "loss": losses,
         "growth": growth,
     }
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    return smooth
+    return record
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """Learning rate relative to the first stage's: a short warm-up, then constant in each stage."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    return 1.0 if step < recipe.markov_steps else recipe.text_lr / recipe.markov_lr
 
 
 @torch.no_grad()
 def snapshot(model: LlamaForCausalLM, tokens: torch.Tensor) -> dict[str, list[float]]:
-    """Norm of the BOS row over the median of the others, and entropy over ln(width), by depth.
+    """BOS ratio and entropy over ln(width) by depth, sink rate by block, on text never trained on.
 
     The last hidden state that transformers returns is behind the final norm; it is left out.
     """
-    states = model(tokens, output_hidden_states=True).hidden_states[:-1]
+    seen = model(tokens, output_hidden_states=True, output_attentions=True)
     ratio, entropy = [], []
-    for state in states:
+    for state in seen.hidden_states[:-1]:
         norm = state.norm(dim=-1)
         share = torch.linalg.svdvals(state.double()).square()
         share = share / share.sum(-1, keepdim=True)
-        ratio.append(round((norm[:, 0] / norm[:, 1:].median(1).values).mean().item(), 2))
-        entropy.append(round(torch.special.entr(share).sum(-1).mean().item() / np.log(state.shape[-1]), 3))
-    return {"ratio": ratio, "entropy": entropy}
+        ratio.append((norm[:, 0] / norm[:, 1:].median(1).values).mean().item())
+        entropy.append(torch.special.entr(share).sum(-1).mean().item() / math.log(state.shape[-1]))
+    sinks = [(a[..., 0].mean(-1) >= 0.3).float().mean().item() for a in seen.attentions]
+    found = {"ratio": ratio, "entropy": entropy, "sink_rate": sinks}
+    return {name: [round(v, 3) for v in values] for name, values in found.items()}
 
 
-def _class_second(target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy wants distributions as [batch, class, pos]; token ids stay [batch, pos]."""
-    return target.transpose(1, 2) if target.is_floating_point() else target
+def class_second(target: np.ndarray) -> torch.Tensor:
+    """Cross-entropy wants distributions as float32 [batch, class, pos]; token ids stay [batch, pos]."""
+    tensor = torch.from_numpy(target)
+    return tensor.float().transpose(1, 2) if tensor.is_floating_point() else tensor
 
 
 def main() -> None:
+    """Read the command line: every number of the recipe is an option."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--markov-steps", type=int, default=Recipe.markov_steps)
-    parser.add_argument("--text-steps", type=int, default=Recipe.text_steps)
-    parser.add_argument("--lr", type=float, default=Recipe.lr)
-    parser.add_argument("--blocks", type=int, default=Recipe.blocks)
     parser.add_argument("--threads", type=int, default=1, help="1 keeps the run reproducible")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    recipe = Recipe(
-        seed=args.seed,
-        blocks=args.blocks,
-        lr=args.lr,
-        markov_steps=args.markov_steps,
-        text_steps=args.text_steps,
-    )
+    for option in fields(Recipe):
+        name = f"--{option.name.replace('_', '-')}"
+        parser.add_argument(name, type=type(option.default), default=option.default)
+    given = vars(parser.parse_args())
+    out, threads = given.pop("out"), given.pop("threads")
+    torch.set_num_threads(threads)
     began = time.perf_counter()
-    losses = train(recipe, args.out)
-    print(f"{args.out}: {losses} after {time.perf_counter() - began:.0f} s")
+    record = train(Recipe(**given), out)
+    print(json.dumps(record["growth"][-1] if record["growth"] else record["loss"]))
+    print(f"{out}: {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ READS: dict[str, Read] = {
 def hook_names(model: HookedModel, read: str) -> list[str]:
     """Canonical hook names of one kind of tensor, in the order of its axis (depth or layer).
 
-    A bridge gives one hook point several names; in compatibility mode a callback registered under
-    an alias runs once per name. The canonical name avoids that.
+    A bridge gives one hook point several names, and TransformerLens may run a callback once for each
+    name it was registered under; the canonical name rules that out.
 
     Raises:
         MissingHookPointError: the model lacks one of them.

@@ -190,7 +190,7 @@ class Observer:
         n_layers = self._model.cfg.n_layers
         counts = {"depth": n_layers + 1, "layer": n_layers, "pass": 1}
         finite = current.values("(finite)", "depth", n_layers + 1)
-        rows = current.rows.reordered([i for group in current.groups for i in group.rows])
+        rows = current.rows
         if not bool(finite.all()):
             bad = (~finite).any(1).nonzero()[:, 0].tolist()
             depth = int((~finite).any(0).nonzero()[0, 0])

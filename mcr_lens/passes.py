@@ -72,7 +72,9 @@ class Pass:
                 raise ValueError(_wrong_shape(name, axis, len(group.rows), found[0]))
             found = [v.to(found[0].device) for v in found]
             stacked.append(torch.stack(found, 1) if axis != "pass" else found[0])
-        return torch.cat(stacked)
+        # Groups gather rows of one length; put them back in the order of the batch.
+        order = torch.tensor([row for group in self.groups for row in group.rows]).argsort()
+        return torch.cat(stacked)[order.to(stacked[0].device)]
 
 
 def _wrong_shape(name: str, axis: str, rows: int, value: Any) -> str:

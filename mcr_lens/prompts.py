@@ -135,7 +135,7 @@ def _from_text(model: Any, text: str, number: int, prepend_bos: bool | str, limi
         raise ValueError(f"prompt {number} is empty; leave it out")
     try:
         ids = list(tokenizer(text, verbose=False)["input_ids"])
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, TypeError):  # what tokenizers raise depends on their version
         raise ValueError(f"prompt {number} is not valid text (a lone surrogate); clean it") from None
     bos = own_bos(tokenizer)
     if prepend_bos is True and bos is None:

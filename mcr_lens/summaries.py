@@ -90,7 +90,7 @@ def normalized_entropy(
             the paper's Figure 1), "tokens" by ln T, "width" by ln d.
         variable: also "matrix_entropy_without_bos" (T is then one less) or "direction_entropy".
 
-    A matrix with one row or one column has normalised entropy 0, not 0/0.
+    A matrix with one row or one column has normalised entropy 0, not 0/0 (NaN where the entropy is).
 
     Raises:
         ResultSchemaError: not a result, or the entropy was not measured.

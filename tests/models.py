@@ -58,7 +58,7 @@ def bridge(family: str, **options):
     return load_model(hugging_face(family, **options), verbose=False)
 
 
-def hooked_transformer(**changes):
+def hooked_transformer(tokenizer=None, **changes):
     """A random HookedTransformer (TransformerLens 3.x only)."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -70,7 +70,7 @@ def hooked_transformer(**changes):
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        return HookedTransformer(HookedTransformerConfig(**(settings | changes))).eval()
+        return HookedTransformer(HookedTransformerConfig(**(settings | changes)), tokenizer).eval()
 
 
 def tokenizer(*, bos: bool = True, prepends: bool = False, side: str = "right"):

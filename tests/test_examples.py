@@ -41,7 +41,9 @@ def test_ablate_bos(demo, capsys):
 def test_train_demo_runs_and_is_reproducible(tmp_path):
     """A few steps from one seed give the same weights twice, and a folder that loads."""
     training = script("train_demo")
-    recipe = training.Recipe(seed=3, markov_steps=3, text_steps=3, blocks=2, batch=2, length=24)
+    recipe = training.Recipe(
+        seed=3, markov_steps=3, text_steps=3, blocks=2, markov_batch=2, text_batch=2, length=24
+    )
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         training.train(recipe, folder)

@@ -115,6 +115,25 @@ def test_list_of_strings(reader):
     assert ds.has_bos.all() and ds.position_token.values.tolist() == ["<bos>"] * 3
 
 
+@pytest.mark.skipif(GENERATION >= 4, reason="TransformerLens 4 has no HookedTransformer")
+def test_list_of_strings_in_hooked_transformer():
+    """There left padding is masked as well; right padding comes without a mask, and that is said."""
+    names = tokenizer(side="left")
+    names.init_kwargs["name_or_path"] = "local"
+    names.add_bos_token = True
+    model = hooked_transformer(names, default_prepend_bos=True)
+    texts = ["one sink", "another, longer prompt", "x y"]
+    with observe(model) as watch, torch.no_grad():
+        model(texts, padding_side="left")
+    ds = watch.result()
+    close(ds, measure(model, texts, progress=False))
+    assert ds.has_bos.all() and ds.n_tokens.values.tolist() == [9, 23, 4]
+    with observe(model) as watch, torch.no_grad():
+        model(texts, padding_side="right")
+    with pytest.warns(ObservationWarning, match=r"padding.*pass attention_mask="):
+        watch.result()
+
+
 def test_raw_hooks(any_model, prompts):
     """The callbacks work with run_with_hooks; `expect` says what the rows hold."""
     watch = Observer(any_model)
@@ -150,12 +169,13 @@ def test_generation_skips_decoding_steps(reader):
     close(ds, measure(reader, ids, progress=False))
 
 
-def test_padding_without_a_mask_warns(reader, prompts):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_without_a_mask_warns(reader, prompts, side):
     """Padding that no mask mentions cannot be told from text, but it can be said."""
-    ids, _ = padded(prompts, "right")
+    ids, _ = padded(prompts, side)
     with observe(reader) as watch, torch.no_grad():
         reader(ids)
-    with pytest.warns(ObservationWarning, match=r"rows end in padding tokens.*pass attention_mask="):
+    with pytest.warns(ObservationWarning, match=r"padding.*pass attention_mask="):
         watch.result()
 
 

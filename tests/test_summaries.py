@@ -102,10 +102,13 @@ def test_normalized_entropy_without_bos_has_one_token_less():
 
 @pytest.mark.parametrize("by", ["rank", "tokens"])
 def test_normalized_entropy_of_one_token(by):
-    """One row: 0, not 0/0."""
+    """One row: 0, not 0/0; no row at all: NaN."""
     ds = result({"matrix_entropy": [[0.0], [1.0]]}, n_tokens=(1, 12))
     entropy = mcr.normalized_entropy(ds, by)
     assert (entropy[0] == 0).all() and (entropy[1] > 0).all()
+    ds = result({"matrix_entropy_without_bos": [[np.nan], [1.0]]}, n_tokens=(1, 12))
+    entropy = mcr.normalized_entropy(ds, by, variable="matrix_entropy_without_bos")
+    assert entropy[0].isnull().all() and (entropy[1] > 0).all()
 
 
 @pytest.mark.usefixtures("as_for_users")

@@ -69,7 +69,7 @@ def strongest_sink_score(
     Late keys are seen by fewer queries and count for less. Source: arXiv 2604.11791, eq. 16.
 
     >>> strongest_sink_score(torch.tensor([[[1.5, 2.0, 0.5]]]))
-    tensor([[0.5000]])
+    tensor([[0.6667]])
     """
     return column_sums.amax(-1) / column_sums.shape[-1]
 

@@ -167,6 +167,7 @@ def direction_entropy(
 ) -> Float[Tensor, "batch"]:
     """Matrix-based entropy of token-centred, row-normalised states: norms do not count, only directions.
 
-    In nats. A massive row is one row among the others here. Source: arXiv 2502.02013.
+    In nats. A massive row is one row among the others here. NaN for a prompt of one token, which
+    centring leaves at zero. Source: arXiv 2502.02013.
     """
     return _entropy(spectrum_of_directions)
