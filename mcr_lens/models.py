@@ -1,6 +1,8 @@
 """How does a name, a folder or a Hugging Face model become a model whose every tensor can be read?"""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -102,10 +104,26 @@ def _boot(name: str, kind: Any, device: Any, device_map: Any, revision: str | No
     if revision is not None:
         options["revision"] = revision
     try:
-        return TransformerBridge.boot_transformers(source, **options)
+        with _quiet(unless=name != DEMO and sys.stderr.isatty()):
+            return TransformerBridge.boot_transformers(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         # torch asserts that it was built for the device that is asked for.
         raise ModelLoadError(_explain(name, folder, error)) from error
+
+
+@contextmanager
+def _quiet(*, unless: bool) -> Iterator[None]:
+    """Keep Hugging Face's progress bars out of pipes and log files."""
+    from transformers.utils import logging
+
+    if unless or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _check_in_memory(model: Any, device_map: Any) -> None:

@@ -65,7 +65,7 @@ class Observer:
         self._current: Pass | None = None
         self._incomplete: set[str] | None = None
         self._passes: list[tuple[Rows, dict[str, Tensor]]] = []
-        self._dropped = {"incomplete": 0, "decoding": 0}
+        self._dropped = {"incomplete": 0, "decoding": 0, "short": 0}
         self._error: Exception | None = None  # found inside a hook, raised outside
         self._release = False
         self._suspected_padding = False
@@ -157,8 +157,15 @@ class Observer:
         cached = expected.pop("cached", False)
         rows = Rows.of(tensor.shape[0], tensor.shape[1], **expected)
         self._current = Pass(rows, self.plan, self._statics)
+        shortest = min(length for _, length in rows.spans)
         if cached:
             self._current.problem = "decoding"
+        elif shortest <= self.position:
+            self._current.problem = "short"
+            self._error = self._error or ValueError(
+                f"position={self.position}, but a prompt has {shortest} tokens; leave it out or choose an "
+                "earlier position"
+            )
         elif rows.looks_padded(getattr(self._model, "tokenizer", None)):
             self._suspected_padding = True
 

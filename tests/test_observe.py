@@ -55,6 +55,14 @@ def test_one_pass(any_model, tokens):
     assert ds.attrs["position"] == 0 and ds.attrs["model"] == wanted.attrs["model"]
 
 
+def test_position_beyond_the_prompt(llama, tokens):
+    """It is said after the pass, in one sentence, and the pass itself is left alone."""
+    with observe(llama, position=12) as watch, torch.no_grad():
+        llama(tokens)
+    with pytest.raises(ValueError, match=r"position=12, but a prompt has 12 tokens; leave it out or choose"):
+        watch.result()
+
+
 def test_several_passes(any_model, prompts):
     """Passes add up in the order they came, whatever their lengths."""
     with observe(any_model) as watch, torch.no_grad():
