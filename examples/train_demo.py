@@ -7,7 +7,7 @@ Heads that wait for a digit need somewhere to look the rest of the time, and the
 Stage 1 trains on text drawn from a Markov chain with the bigram statistics of the real text, against
 the generator's exact next-token distribution; stage 2 on the real text, against the next token.
 
-    python examples/train_demo.py --seed 1 --out demo-1
+    python examples/train_demo.py --seed 2 --out demo-2
 """
 
 import argparse
@@ -38,16 +38,16 @@ HELD_OUT = 20_000  # last characters of the text, never trained on
 class Recipe:
     """Everything that decides the weights, apart from the text and the version of torch."""
 
-    seed: int = 1
+    seed: int = 2
     blocks: int = 8
     width: int = 32
     heads: int = 4
     feed_forward: int = 96
     letters: int = 70
-    length: int = 96
+    length: int = 128
     echo_rate: float = 0.12
     warmup: int = 100
-    markov_steps: int = 5000
+    markov_steps: int = 3000
     markov_batch: int = 8
     markov_lr: float = 4e-3
     text_steps: int = 6000
@@ -154,7 +154,6 @@ def build_model(vocab: int, recipe: Recipe) -> LlamaForCausalLM:
             bos_token_id=BOS,
             pad_token_id=PAD,
             eos_token_id=None,
-            attn_implementation="eager",  # the patterns are looked at while it trains
         )
     )
 
@@ -171,7 +170,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     table = bigram_table(ids, len(tokenizer))
     model = build_model(len(tokenizer), recipe)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.markov_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        model.parameters(), lr=recipe.markov_lr, betas=(0.9, 0.98), weight_decay=0.0
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe))
     losses: dict[str, float] = {}
@@ -221,7 +220,9 @@ def snapshot(model: LlamaForCausalLM, tokens: torch.Tensor) -> dict[str, list[fl
 
     The last hidden state that transformers returns is behind the final norm; it is left out.
     """
+    model.set_attn_implementation("eager")  # which computes the patterns
     seen = model(tokens, output_hidden_states=True, output_attentions=True)
+    model.set_attn_implementation("sdpa")
     ratio, entropy = [], []
     for state in seen.hidden_states[:-1]:
         norm = state.norm(dim=-1)

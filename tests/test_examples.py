@@ -38,6 +38,22 @@ def test_ablate_bos(demo, capsys):
     assert "zeroed at BOS" in capsys.readouterr().out
 
 
+def test_demo_card(demo):
+    """The tables of the card come from this script; a fresh one says what the shipped one says."""
+    from mcr_lens.models import demo_folder
+
+    tables = script("demo_card").main(demo_folder(), [])
+    card = (demo_folder() / "README.md").read_text()
+    shipped = {line.split("|")[1]: line for line in card.splitlines() if line.startswith("| ")}
+    fresh = [line for line in tables.split("| seed")[0].splitlines() if line.startswith("| ")]
+    for line in fresh:
+        ours, theirs = line.split("|")[2:-1], shipped[line.split("|")[1]].split("|")[2:-1]
+        assert len(ours) == len(theirs), line
+        for a, b in zip(ours, theirs, strict=True):
+            if a != b:  # last digits may differ between versions of torch
+                assert abs(float(a) - float(b)) <= 0.02 * max(1.0, abs(float(a))), (line, b)
+
+
 def test_train_demo_runs_and_is_reproducible(tmp_path):
     """A few steps from one seed give the same weights twice, and a folder that loads."""
     training = script("train_demo")
