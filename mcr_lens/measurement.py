@@ -43,7 +43,7 @@ def measure(
         metrics: names, groups ("spectral", "norms", "attention", "loss"), functions, or a name →
             function map; None for all default metrics.
         batch_size: how many prompts run together.
-        max_length: cut longer prompts to so many tokens.
+        max_length: cut longer prompts to so many tokens; by default to the model's context, with a warning.
         prepend_bos: "auto" for the tokenizer's own BOS where it has one; without one, position 0 is the
             first token and the result says so. A BOS that is there already is never doubled.
         position: the token taken for BOS, counted from the first token.
@@ -62,7 +62,7 @@ def measure(
     watch = Observer(model, metrics, position=position, interventions=tuple(interventions))
     watch._release = True
     edits = [hook for edit in interventions for hook in edit.fwd_hooks(model)]
-    _warn(model, rows)
+    _warn(model, rows, asked=max_length is not None)
     batches = make_batches([len(row.ids) for row in rows], model, batch_size)
     arguments = _forward_arguments(model, needs_logits=bool(watch.plan.steps["pass"]))
     filler = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
@@ -106,7 +106,7 @@ def _check_position(rows: Sequence[Prompt], position: int) -> None:
         )
 
 
-def _warn(model: Any, rows: Sequence[Prompt]) -> None:
+def _warn(model: Any, rows: Sequence[Prompt], *, asked: bool) -> None:
     if processing(model).startswith("processed"):
         warnings.warn(
             f"weights: {processing(model)}; norms and entropies are not the trained model's, so measure "
@@ -115,7 +115,7 @@ def _warn(model: Any, rows: Sequence[Prompt]) -> None:
             stacklevel=3,
         )
     cut = sum(row.truncated for row in rows)
-    if cut:
+    if cut and not asked:
         longest = max(len(row.ids) for row in rows)
         warnings.warn(
             f"{cut} of {len(rows)} prompts were longer than {longest} tokens and were cut there; see "

@@ -89,8 +89,9 @@ def test_first_token_is_not_called_bos(loads, prompt_file, tmp_path):
 
 
 def test_library_warnings_are_notes(loads, prompt_file, tmp_path):
-    _, err = measure(prompt_file, tmp_path, "--max-length", 9)
-    assert re.search(r"^note: 3 of 3 prompts were longer than 9 tokens", err, flags=re.M)
+    prompt_file.write_text("long " * 30 + "\n" + "longer " * 30 + "\nshort enough to fit\n")
+    _, err = measure(prompt_file, tmp_path)
+    assert re.search(r"^note: 2 of 3 prompts were longer than 64 tokens", err, flags=re.M)
     assert "PromptWarning" not in err and err.count("were longer") == 1
 
 

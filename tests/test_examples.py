@@ -66,6 +66,6 @@ def test_train_demo_runs_and_is_reproducible(tmp_path):
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
     model = mcr.load_model(folders[0], verbose=False)
-    ds = mcr.measure(model, ["Hello there, who are you?"], progress=False)
+    ds = mcr.measure(model, ["Hello, who are you?"], progress=False)
     assert ds.position_token.values[0] == "<bos>"
     assert ds.sizes["layer"] == 2
