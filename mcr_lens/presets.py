@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from mcr_lens.results import validate
+from mcr_lens.results import ResultSchemaError, validate
 from mcr_lens.summaries import (
     colsum_rate,
     layer_sink_identity,
@@ -116,8 +116,6 @@ def _read(ds: xr.Dataset, read: Callable[[xr.Dataset], xr.DataArray]) -> xr.Data
     try:
         return read(ds)
     except AttributeError as error:
-        from mcr_lens.results import ResultSchemaError
-
         raise ResultSchemaError(
             f"the result lacks a variable this preset needs ({error}); measure all default metrics"
         ) from None

@@ -6,7 +6,6 @@ every request.
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib.resources import files
@@ -15,6 +14,7 @@ from typing import Any
 
 import xarray as xr
 
+from mcr_lens._files import replacing
 from mcr_lens._optional import require
 from mcr_lens.plots import plot_profile
 from mcr_lens.reading import CUT_OFFS, caution, number, reading
@@ -47,7 +47,9 @@ def write_report(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         raise IsADirectoryError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
-    _replace(target, _page(ds).encode("utf-8", "replace"))
+    page = _page(ds).encode("utf-8", "replace")
+    with replacing(target) as part:
+        part.write_bytes(page)
     return target
 
 
@@ -135,18 +137,3 @@ def _term(name: str, array: xr.DataArray) -> dict[str, str]:
         "axes": ", ".join(map(str, array.dims)),
         "source": str(array.attrs.get("source", "")),
     }
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Put a file in place at once: a reader sees the old one or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

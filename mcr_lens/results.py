@@ -6,13 +6,14 @@ and writes depth l + 1. Every variable carries units and source, the attributes 
 """
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+
+from mcr_lens._files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,17 +103,8 @@ def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
+    with replacing(target) as part:
         ds.to_netcdf(part, engine="h5netcdf")
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes private files; a result is an ordinary one
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

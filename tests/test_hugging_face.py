@@ -7,6 +7,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from models import FAMILIES, bridge, hugging_face, tokenizer
+from probes import attention, stream
 from torch import Tensor
 
 import mcr_lens
@@ -14,18 +15,6 @@ from mcr_lens import load_model, measure
 
 FINAL_NORM = {"gpt2": "transformer.ln_f", "neox": "gpt_neox.final_layer_norm", "llama": "model.norm"}
 CHECKED = pytest.mark.parametrize("family", FINAL_NORM)
-
-
-def stream(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-    """The residual stream itself."""
-    return resid
-
-
-def attention(
-    pattern: Float[Tensor, "batch head query key"],
-) -> Float[Tensor, "batch head query key"]:
-    """The pattern itself."""
-    return pattern
 
 
 RAW = {"stream": stream, "attention": attention}

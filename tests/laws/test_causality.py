@@ -3,23 +3,12 @@
 import numpy as np
 import pytest
 from jaxtyping import Float
+from probes import attention, stream
 from torch import Tensor
 
 from mcr_lens import measure, zero_ablation, zero_bos_mlp
 
 LAYER = 1
-
-
-def stream(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-    """The residual stream itself."""
-    return resid
-
-
-def attention(
-    pattern: Float[Tensor, "batch head query key"],
-) -> Float[Tensor, "batch head query key"]:
-    """The pattern itself."""
-    return pattern
 
 
 def writes(mlp_out: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
