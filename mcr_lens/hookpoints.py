@@ -4,8 +4,9 @@ The table `READS` is the only place where hook names are written down. Everythin
 tensor by the short name on the left, which is also the parameter name a metric uses for it.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,12 +15,19 @@ import torch
 Axis = Literal["depth", "layer", "pass"]
 
 
+_TRYING: ContextVar[bool] = ContextVar("mcr_lens_trying", default=False)
+
+
 class MissingHookPointError(ValueError):
     """The model has no hook point for a tensor that was asked for."""
 
 
 class PatternNotComputedError(ValueError):
     """The model's attention implementation never builds the attention pattern."""
+
+
+class WrongWeightsError(ValueError):
+    """The model's weights were processed in a way that changes what it computes."""
 
 
 class HookDidNotFireError(RuntimeError):
@@ -116,7 +124,7 @@ def hook_names(model: HookedModel, read: str) -> list[str]:
     Raises:
         MissingHookPointError: the model lacks one of them.
     """
-    template, n_layers = READS[read].template, model.cfg.n_layers
+    template, n_layers = _template(model, read), model.cfg.n_layers
     wanted = [template.format(layer=layer) for layer in range(n_layers)]
     if read == "resid":
         wanted = ["blocks.0.hook_resid_pre", *wanted]
@@ -129,6 +137,49 @@ def hook_names(model: HookedModel, read: str) -> list[str]:
             f"needed to read {read!r}; leave out the metrics that read it"
         )
     return [points[name].name or name for name in wanted]
+
+
+@contextmanager
+def trying(model: HookedModel, hooks: Sequence[tuple[str, Any]]) -> Iterator[torch.Tensor]:
+    """Two tokens to run a model on, with hooks, to find out what it does; an observer looks away."""
+    token = _TRYING.set(True)
+    try:
+        with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
+            yield torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
+    finally:
+        _TRYING.reset(token)
+
+
+def is_trying() -> bool:
+    """Whether the forward pass that is running only finds out what the model does."""
+    return _TRYING.get()
+
+
+def _template(model: HookedModel, read: str) -> str:
+    """The hook name of one kind of tensor in this model, where TransformerLens means the same by it."""
+    if read == "resid_mid" and _is_post_norm(model):
+        raise MissingHookPointError(
+            f"{model_name(model)} has no 'resid_mid': there, TransformerLens' hook_resid_mid is what enters "
+            "the last LayerNorm, the MLP's output included; leave out the metrics that read it"
+        )
+    if read == "attn_out" and _norms_inside_attention(model):
+        return "blocks.{layer}.attn.o.hook_out"
+    return READS[read].template
+
+
+def _norms_inside_attention(model: HookedModel) -> bool:
+    """BERT and RoBERTa: addition and LayerNorm lie inside what Hugging Face calls attention.
+
+    So `hook_attn_out` fires on the stream behind them, and not on what the attention writes.
+    """
+    name = str(getattr(model.cfg, "architecture", None) or "")
+    return hasattr(model, "original_model") and name.startswith(("Bert", "Roberta"))
+
+
+def _is_post_norm(model: HookedModel) -> bool:
+    """Whether a norm stands behind each addition to the stream (BERT, RoBERTa, OPT-350m)."""
+    before = getattr(_text_config(model), "do_layer_norm_before", True)
+    return _norms_inside_attention(model) or before is False
 
 
 def check_pattern(model: Any, names: Sequence[str]) -> None:
@@ -146,8 +197,7 @@ def check_pattern(model: Any, names: Sequence[str]) -> None:
         return
     fired: set[str] = set()
     hooks = [(name, lambda pattern, hook=None, name=name: fired.add(name)) for name in names]
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with trying(model, hooks) as tokens:
         model(tokens, return_type=None)
     silent = [name for name in names if name not in fired]
     if silent:
@@ -162,7 +212,9 @@ def attention_window(model: HookedModel, layer: int) -> int | None:
     cfg = model.cfg
     if getattr(cfg, "use_local_attn", False) and getattr(cfg, "attn_types", None):
         return cfg.window_size if cfg.attn_types[layer] == "local" else None
-    config = getattr(getattr(model, "original_model", None), "config", None)
+    config = _text_config(model)
+    if getattr(config, "attention_layers", None):  # GPT-Neo has names of its own
+        return config.window_size if config.attention_layers[layer] == "local" else None
     window = getattr(config, "sliding_window", None)
     if not window or getattr(config, "use_sliding_window", True) is False:
         return None
@@ -170,11 +222,33 @@ def attention_window(model: HookedModel, layer: int) -> int | None:
     return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
 
+def _text_config(model: HookedModel) -> Any:
+    """Hugging Face's configuration of the language model, which may be a part of a larger one (Gemma-3)."""
+    config: Any = getattr(getattr(model, "original_model", None), "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def is_causal(model: HookedModel) -> bool:
     """Whether queries see only earlier keys (decoders) or all of them (encoders such as BERT)."""
     # TransformerLens 3.9 calls BERT's bridge causal, so the architecture's name is asked as well.
     masked = str(getattr(model.cfg, "architecture", None) or "").endswith("ForMaskedLM")
     return getattr(model.cfg, "attention_dir", "causal") == "causal" and not masked
+
+
+def visible_mask(
+    length: int, *, causal: bool = True, window: int | None = None, device: Any = None
+) -> torch.Tensor:
+    """Which keys each query can see, [query key]: earlier ones and itself, at most `window` of them.
+
+    >>> visible_mask(3, window=2).int()
+    tensor([[1, 0, 0],
+            [1, 1, 0],
+            [0, 1, 1]], dtype=torch.int32)
+    """
+    mask = torch.ones(length, length, dtype=torch.bool, device=device)
+    if causal:
+        mask = mask.tril()
+    return mask.triu(1 - window) if window else mask
 
 
 def output_projection(model: Any, layer: int) -> Any:
@@ -201,12 +275,15 @@ def model_name(model: HookedModel) -> str:
 
 
 def check_model(model: Any) -> None:
-    """Refuse early, in words, what is not a TransformerLens model.
+    """Refuse early, in words, what is not a TransformerLens model or does not compute what it should.
 
     Raises:
         TypeError: the object lacks what mcr_lens needs.
+        WrongWeightsError: TransformerLens' weight processing broke this model.
     """
     if isinstance(model, HookedModel) and hasattr(model.cfg, "n_layers"):
+        _check_family(model)
+        _check_weights(model)
         return
     hint = (
         "wrap it with mcr_lens.load_model(model)"
@@ -214,3 +291,28 @@ def check_model(model: Any) -> None:
         else "pass a TransformerBridge, a HookedTransformer, or what mcr_lens.load_model returns"
     )
     raise TypeError(f"expected a TransformerLens model, got {type(model).__name__}; {hint}")
+
+
+def _check_family(model: Any) -> None:
+    if type(model).__name__ in ("HookedEncoder", "HookedEncoderDecoder"):
+        raise TypeError(
+            f"{type(model).__name__} reads the stream before a norm that it applies between blocks, so its "
+            "depths are not what enters the next block; wrap the Hugging Face model with "
+            "mcr_lens.load_model(model)"
+        )
+
+
+def _check_weights(model: Any) -> None:
+    """Folding value biases into b_O is exact only where attention rows sum to 1; a sink logit breaks that."""
+    sinks = getattr(model.cfg, "architecture", None) == "GptOssForCausalLM"
+    sinks = sinks or getattr(model.cfg, "use_attention_sinks", False)
+    processed = getattr(model, "_weights_processed", not hasattr(model, "original_model"))
+    if not (sinks and processed):
+        return
+    biases = [getattr(block.attn, "b_V", None) for block in model.blocks]
+    if all(bias is not None and not bias.any() for bias in biases):
+        raise WrongWeightsError(
+            f"{model_name(model)} has learned sink logits, and TransformerLens folded its value biases "
+            "as if attention rows summed to 1, so it no longer computes what was trained; measure what "
+            "mcr_lens.load_model returns, or process with fold_value_biases=False"
+        )

@@ -40,7 +40,7 @@ def measure(
     Args:
         model: a `TransformerBridge`, a `HookedTransformer`, or what `load_model` returns.
         prompts: strings, or token ids (taken as they are).
-        metrics: names, groups ("spectral", "norms", "attention", "loss"), functions, or a name →
+        metrics: names, groups ("spectral", "norms", "attention", "sinks", "loss"), functions, or a name →
             function map; None for all default metrics.
         batch_size: how many prompts run together.
         max_length: cut longer prompts to so many tokens; by default to the model's context, with a warning.

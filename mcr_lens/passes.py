@@ -6,32 +6,52 @@ import einops
 import torch
 from torch import Tensor
 
-from mcr_lens.hookpoints import READS, HookedModel, attention_window, is_causal, output_projection
+from mcr_lens.hookpoints import (
+    READS,
+    HookedModel,
+    attention_window,
+    is_causal,
+    output_projection,
+    visible_mask,
+)
 from mcr_lens.plan import Plan, Site
 from mcr_lens.rows import Rows, group_rows
 
+MASKS = 8
+"""How many attention masks are kept: prompts of one length follow each other, layers alternate windows."""
+
 
 class Statics:
-    """What steps need besides activations: visible keys and output projections, by layer."""
+    """What steps need besides activations: masks and output projections, by layer."""
 
     def __init__(self, model: HookedModel, wanted: frozenset[str]) -> None:
         self._model, self._wanted = model, wanted
         self._grams: dict[int, Tensor] = {}
+        self._masks: dict[Any, Tensor] = {}  # of the last few lengths
 
     def at(self, axis: str, layer: int, length: int, device: torch.device) -> dict[str, Tensor]:
         if axis != "layer":
             return {}
         known: dict[str, Tensor] = {}
-        if "visible_keys" in self._wanted:
-            seen = torch.arange(1, length + 1, device=device)
-            seen = seen if is_causal(self._model) else torch.full_like(seen, length)
-            known["visible_keys"] = seen.clamp_max(attention_window(self._model, layer) or length)
+        if "visible" in self._wanted:
+            known["visible"] = self._mask(layer, length, device)
         if "output_gram" in self._wanted:
             if layer not in self._grams:
                 weight = output_projection(self._model, layer).detach().float()
                 self._grams[layer] = einops.einsum(weight, weight, "h d m, h e m -> h d e")
             known["output_gram"] = self._grams[layer]
         return known
+
+    def _mask(self, layer: int, length: int, device: torch.device) -> Tensor:
+        window = attention_window(self._model, layer)
+        key = (window, length, device)
+        if key not in self._masks:
+            if len(self._masks) >= MASKS:
+                self._masks.clear()
+            self._masks[key] = visible_mask(
+                length, causal=is_causal(self._model), window=window, device=device
+            )
+        return self._masks[key]
 
 
 class Pass:

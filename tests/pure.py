@@ -42,12 +42,12 @@ def random_inputs(
         "logits": torch.randn(batch, length, VOCABULARY, generator=g),
     }
     return {name: tensor.to(dtype) for name, tensor in floats.items()} | {
-        "visible_keys": torch.arange(1, length + 1),
+        "visible": torch.ones(length, length, dtype=torch.bool).tril(),
         "tokens": torch.randint(0, VOCABULARY, (batch, length), generator=g),
     }
 
 
 def rows(given: Mapping[str, Tensor], chosen: slice) -> dict[str, Tensor]:
     """Some prompts of a batch; weights and masks belong to no prompt and stay whole."""
-    shared = ("output_gram", "visible_keys")
+    shared = ("output_gram", "visible")
     return {name: t if name in shared else t[chosen] for name, t in given.items()}

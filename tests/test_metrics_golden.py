@@ -23,9 +23,9 @@ from mcr_lens.metrics.norms import _median
 
 
 def score(name: str, pattern: torch.Tensor) -> float:
-    length = pattern.shape[-1]
-    inputs = {"pattern": pattern.double()[None, None], "visible_keys": torch.arange(1, length + 1)}
-    return float(evaluate(get_metric(name), inputs))
+    visible = torch.ones_like(pattern, dtype=torch.bool).tril()
+    inputs = {"pattern": pattern.double()[None, None], "visible": visible}
+    return evaluate(get_metric(name), inputs).flatten()[0].item()
 
 
 def sink(length: int) -> torch.Tensor:
@@ -114,6 +114,79 @@ def test_sinks_elsewhere():
     assert score("strongest_sink_score", pattern) == pytest.approx(3 / 8)
     assert score("early_sink_score", pattern) == pytest.approx(1 / 8)
     assert score("sink_score", pattern) == pytest.approx(1 / 8)
+
+
+def windowed(length: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A head that attends alike to all it sees through a sliding window, and the mask."""
+    mask = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window)
+    return mask / mask.sum(1, keepdim=True), mask
+
+
+def test_scores_are_means_over_the_queries_that_see_the_key():
+    """Ten tokens, window four, a uniform head: every number by hand."""
+    pattern, mask = windowed(10, 4)
+    inputs = {"pattern": pattern.double()[None, None], "visible": mask}
+    got = {
+        name: evaluate(get_metric(name), inputs).flatten().tolist()
+        for name in (
+            "sink_queries", "sink_score", "strongest_sink_score", "sink_identity_index", "sink_identity_mass",
+            "mixing_score", "top_sink_score", "top_sink_token",
+        )
+    }  # fmt: skip
+    assert got["sink_queries"] == [4]
+    assert got["sink_score"] == pytest.approx([(1 + 1 / 2 + 1 / 3 + 1 / 4) / 4])
+    assert got["strongest_sink_score"] == pytest.approx([(1 + 1 / 2 + 1 / 3 + 1 / 4) / 4])
+    assert got["sink_identity_index"] == pytest.approx([0.5])
+    assert got["sink_identity_mass"] == pytest.approx([2 * (1 / 2 + 1 / 3 + 1 / 4) / 3])
+    assert got["mixing_score"] == pytest.approx([1])
+    assert got["top_sink_score"] == pytest.approx([(1 / 2 + 1 / 3 + 1 / 4) / 3, (1 / 3 + 1 / 2) / 3, 1 / 4])
+    assert got["top_sink_token"] == [0, 1, 2]
+
+
+def test_bidirectional_scores():
+    """Nobody is hidden: all queries count, also those before the position."""
+    pattern = torch.zeros(6, 6)
+    pattern[:, 3] = 1
+    inputs = {"pattern": pattern.double()[None, None], "visible": torch.ones(6, 6, dtype=torch.bool)}
+    got = {
+        name: evaluate(get_metric(name), inputs, position=3).flatten().tolist()
+        for name in ("sink_queries", "sink_score", "sink_identity_index", "sink_identity_mass")
+    }
+    assert got == {
+        "sink_queries": [6], "sink_score": [1], "sink_identity_index": [1], "sink_identity_mass": [1],
+    }  # fmt: skip
+    assert evaluate(get_metric("top_sink_token"), inputs).flatten().tolist()[0] == 3
+    assert evaluate(get_metric("top_sink_score"), inputs).flatten().tolist() == pytest.approx([1, 0, 0])
+
+
+def test_a_sink_in_the_middle_counts_like_bos():
+    """Everybody behind position 4 looks at it: its score among its own queries is 1; the last third is no sink."""
+    pattern = torch.zeros(12, 12)
+    pattern[:4, 0], pattern[4:, 4] = 1, 1
+    mask = torch.ones(12, 12, dtype=torch.bool).tril()
+    inputs = {"pattern": pattern.double()[None, None], "visible": mask}
+    assert evaluate(get_metric("top_sink_token"), inputs)[0, 0, :2].tolist() == [4, 0]
+    assert evaluate(get_metric("top_sink_score"), inputs)[0, 0].tolist() == pytest.approx([1, 3 / 11, 0])
+    late = torch.eye(12)
+    late[11] = 0
+    late[11, 10] = 1  # the only query that sees token 10, itself apart, looks at it
+    inputs["pattern"] = late.double()[None, None]
+    assert evaluate(get_metric("top_sink_score"), inputs)[0, 0].tolist() == pytest.approx([0, 0, 0])
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_places_that_a_short_prompt_does_not_have(length):
+    """NaN and −1, never a made-up token."""
+    pattern, mask = windowed(length, length)
+    inputs = {"pattern": pattern.double()[None, None], "visible": mask, "resid": torch.ones(1, length, 4)}
+    assert (
+        evaluate(get_metric("top_sink_token"), inputs)[0, 0].tolist() == [[-1] * 3, [0, -1, -1]][length - 1]
+    )
+    assert evaluate(get_metric("top_norm_token"), inputs)[0].tolist() == [[0, -1, -1], [0, 1, -1]][length - 1]
+    assert (
+        evaluate(get_metric("top_norm"), inputs)[0].isnan().tolist()
+        == [[False, True, True], [False, False, True]][length - 1]
+    )
 
 
 def test_mass_lost_to_a_sink_logit():
@@ -215,10 +288,17 @@ def test_norms_by_hand():
     resid = torch.diag(torch.tensor([8.0, 1.0, 2.0, 9.0]))[None]
     wanted = {
         "bos_norm": 8, "other_norm_median": 2, "other_norm_mean": 4, "other_norm_max": 9,
-        "massive_activation_ratio": 4, "strongest_token": 3,
+        "massive_activation_ratio": 4, "strongest_token": 3, "frobenius_norm": 150**0.5,
     }  # fmt: skip
     for name, number in wanted.items():
         assert float(evaluate(get_metric(name), {"resid": resid})) == pytest.approx(number), name
+
+
+def test_largest_rows_by_hand():
+    """The three largest norms and where they stand; the first of equals comes first."""
+    resid = torch.diag(torch.tensor([2.0, 9.0, 2.0, 8.0]))[None]
+    assert evaluate(get_metric("top_norm"), {"resid": resid})[0].tolist() == [9, 8, 2]
+    assert evaluate(get_metric("top_norm_token"), {"resid": resid})[0].tolist() == [1, 3, 0]
 
 
 def test_largest_activations_by_hand():
@@ -239,7 +319,8 @@ def test_sink_output_share_by_hand():
     pattern = torch.randn(1, 2, 5, 5, generator=g).softmax(-1)
     value, weight = torch.randn(1, 5, 2, 3, generator=g), torch.randn(2, 3, 7, generator=g)
     z = torch.einsum("bhqk,bkhd->bqhd", pattern, value)
-    given = {"pattern": pattern, "value": value, "z": z, "output_gram": weight @ weight.mT}
+    seen = torch.ones(5, 5, dtype=torch.bool)  # nobody is hidden from anybody
+    given = {"pattern": pattern, "value": value, "z": z, "output_gram": weight @ weight.mT, "visible": seen}
     got = evaluate(get_metric("sink_output_share"), given)
     for head in range(2):
         parts = [

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from models import is_encoder
 from torch import Tensor
 
 
@@ -24,6 +25,8 @@ def cached_inputs(model: Any, tokens: Tensor) -> dict[str, list[dict[str, Tensor
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
     heads, layers = model.cfg.n_heads, range(model.cfg.n_layers)
+    # On BERT, hook_attn_out is the stream behind the addition and its LayerNorm, not what is written.
+    attention = "attn.o.hook_out" if is_encoder(model) else "hook_attn_out"
     depth = [{"resid": cache["blocks.0.hook_resid_pre"]}]
     depth += [{"resid": cache[f"blocks.{layer}.hook_resid_post"]} for layer in layers]
     layer_inputs = []
@@ -36,10 +39,10 @@ def cached_inputs(model: Any, tokens: Tensor) -> dict[str, list[dict[str, Tensor
                 "pattern": pattern,
                 "value": value.repeat_interleave(heads // value.shape[2], dim=2),
                 "z": cache[f"blocks.{layer}.attn.hook_z"],
-                "attn_out": cache[f"blocks.{layer}.hook_attn_out"],
+                "attn_out": cache[f"blocks.{layer}.{attention}"],
                 "mlp_out": cache[f"blocks.{layer}.hook_mlp_out"],
                 "output_gram": weight @ weight.mT,
-                "visible_keys": (pattern > 0).sum(-1).amax((0, 1)),
+                "visible": (pattern > 0).any(0).any(0),
             }
         )
     return {"depth": depth, "layer": layer_inputs, "pass": [{"logits": logits, "tokens": tokens}]}

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 STATIC = {
     "output_gram": "W_O W_Oᵀ of every head of the layer, [head d_head d_head]",
-    "visible_keys": "number of keys each query can see, [query]",
+    "visible": "which keys each query can see, [query key]: causal mask, sliding window",
     "tokens": "token ids of the prompts, [batch pos]",
     "logits": "next-token logits, [batch pos vocab]; asking for them costs the unembedding",
 }
@@ -219,14 +219,14 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split the parameters without a default, and the known options, from a metric's own settings."""
+    """Split what a metric reads, and the known options, from its own settings (which have a default)."""
     inputs, options = [], []
     bound = getattr(function, "keywords", {})
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in OPTIONS:
             if parameter.name not in bound:
                 options.append(parameter.name)
-        elif parameter.default is inspect.Parameter.empty or parameter.name in STATIC:
+        elif parameter.default is inspect.Parameter.empty or parameter.name in {*STATIC, *_DERIVED}:
             inputs.append(parameter.name)
     legal = [*READS, *_DERIVED, *STATIC]
     wrong = [p for p in inputs if p not in legal]
@@ -255,4 +255,4 @@ def _site_of(name: str) -> Axis | None:
         return READS[name].axis
     if name in _DERIVED:
         return _site(name, _DERIVED[name].inputs)
-    return "layer" if name in ("output_gram", "visible_keys") else None
+    return "layer" if name in ("output_gram", "visible") else None

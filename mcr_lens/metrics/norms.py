@@ -9,7 +9,14 @@ from torch import Tensor
 from mcr_lens.metrics._registry import derived, metric
 
 TOP = 3
-"""How many activations a result keeps (as in the figures of arXiv 2402.17762)."""
+"""How many activations, rows and keys a result keeps (as in the figures of arXiv 2402.17762)."""
+
+
+class TopRows(NamedTuple):
+    """The rows of one residual matrix with the largest norms, and their place."""
+
+    norm: Float[Tensor, "batch top"]
+    position: Int[Tensor, "batch top"]
 
 
 class Largest(NamedTuple):
@@ -41,6 +48,15 @@ def _median(x: Float[Tensor, "*batch item"]) -> Float[Tensor, "*batch"]:
     return ((lower + torch.where(tied, lower, above)) / 2).squeeze(-1)
 
 
+def _top(x: Float[Tensor, "*batch item"]) -> tuple[Tensor, Tensor]:
+    """The largest numbers of the last axis and their places, the first of equals first; NaN and −1 beyond."""
+    values, places = x.sort(dim=-1, descending=True, stable=True)
+    values, places = values[..., :TOP], places[..., :TOP]
+    missing = (0, TOP - values.shape[-1])
+    pad = torch.nn.functional.pad
+    return pad(values, missing, value=torch.nan), pad(places, missing, value=-1)
+
+
 @derived
 def token_norms(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
     """L2 norm of every row of the residual stream, in float32 or better.
@@ -49,6 +65,12 @@ def token_norms(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "bat
     tensor([[5., 1.]])
     """
     return _at_least_float32(resid).norm(dim=-1)
+
+
+@derived
+def top_rows(token_norms: Float[Tensor, "batch pos"]) -> TopRows:
+    """The three rows with the largest norms; NaN and −1 where the prompt has fewer."""
+    return TopRows(*_top(token_norms))
 
 
 @derived
@@ -125,6 +147,42 @@ def strongest_token(token_norms: Float[Tensor, "batch pos"]) -> Int[Tensor, "bat
     tensor([2])
     """
     return token_norms.argmax(-1)
+
+
+@metric(units="1", source="this library; arXiv 2402.17762 (massive activations at delimiters)")
+def top_norm(top_rows: TopRows) -> Float[Tensor, "batch top"]:
+    """The three largest row norms ‖xᵢ‖, wherever they stand: is more than one row massive?
+
+    In the units of the residual stream; NaN where the prompt has fewer tokens. Source: this library.
+
+    >>> top_norm(top_rows(torch.tensor([[5.0, 1.0, 7.0, 2.0]])))
+    tensor([[7., 5., 2.]])
+    """
+    return top_rows.norm
+
+
+@metric(units="token", source="this library; arXiv 2402.17762 (massive activations at delimiters)")
+def top_norm_token(top_rows: TopRows) -> Int[Tensor, "batch top"]:
+    """Positions of the three largest row norms.
+
+    Counted from the first real token; −1 where the prompt has fewer tokens. Source: this library.
+
+    >>> top_norm_token(top_rows(torch.tensor([[5.0, 1.0, 7.0, 2.0]])))
+    tensor([[2, 0, 3]])
+    """
+    return top_rows.position
+
+
+@metric(units="1", source="arXiv 2510.06477 (‖X‖_F² = M + R)")
+def frobenius_norm(token_norms: Float[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:
+    """Frobenius norm of the residual matrix, ‖X‖_F = (Σᵢ ‖xᵢ‖²)^½.
+
+    In the units of the residual stream: ‖xᵢ‖²/‖X‖_F² is the share of one row. Source: arXiv 2510.06477.
+
+    >>> frobenius_norm(torch.tensor([[3.0, 4.0]]))
+    tensor([5.])
+    """
+    return token_norms.norm(dim=-1)
 
 
 @metric(units="1", source="arXiv 2402.17762")
