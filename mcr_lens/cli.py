@@ -118,6 +118,9 @@ def measure(
     prepend_bos: Annotated[
         Bos, typer.Option(help="Put BOS first; auto: the tokenizer's own BOS where it has one.")
     ] = Bos.auto,
+    position: Annotated[
+        int, typer.Option(min=0, help="The token to take for BOS, counted from 0 at the first token.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[
@@ -135,7 +138,7 @@ def measure(
         loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
         ds = mcr_lens.measure(
             loaded, texts, wanted, batch_size=size, max_length=max_length,
-            prepend_bos={"yes": True, "no": False}.get(prepend_bos.value, "auto"),
+            prepend_bos={"yes": True, "no": False}.get(prepend_bos.value, "auto"), position=position,
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         _deliver(ds, out)
@@ -199,11 +202,15 @@ def _print_comparison(before: "xr.Dataset", after: "xr.Dataset", layer: int) -> 
     """The causal check as numbers: ratio, entropy and sinks, before and after."""
     from mcr_lens.reading import SINK_LAYER, extremes, number, subject
 
-    old, new = extremes(before), extremes(after)
+    old = extremes(before)
+    new = extremes(after, old.depth)
     name, layers = subject(before), before.attrs["n_layers"]
     typer.echo(f"\nCausal check: the same prompts, with the MLP of block {layer} writing nothing at {name}.")
     typer.echo(f"  largest norm ratio: {number(old.ratio)} before, {number(new.ratio)} after")
-    typer.echo(f"  lowest normalised entropy: {number(old.entropy)} before, {number(new.entropy)} after")
+    typer.echo(
+        f"  normalised entropy at depth {old.depth}, the lowest before: {number(old.entropy)} before, "
+        f"{number(new.entropy)} after"
+    )
     typer.echo(
         f"  layers with a sink rate of {SINK_LAYER:g} or more: {old.sink_layers} of {layers} before, "
         f"{new.sink_layers} of {layers} after"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcr_lens.hookpoints import READS, HookedModel, check_model, hook_names
+from mcr_lens.liveness import check_edit, warn_indirect
 
 EDITABLE = ("mlp_out", "attn_out")
 
@@ -28,14 +29,22 @@ class ZeroAblation:
     def fwd_hooks(self, model: HookedModel) -> list[tuple[str, Any]]:
         """Pairs (hook name, callback) for `run_with_hooks`, `model.hooks` or `measure`.
 
+        Every hook point is first tried out on two tokens (see `check_edit`).
+
+        Warns:
+            IndirectEditWarning: the model normalises behind the hook point.
+
         Raises:
             ValueError: a layer that the model does not have, or a missing hook point.
+            SwallowedEditError: the model drops edits there.
         """
         check_model(model)
         names = hook_names(model, self.site)
         wrong = [layer for layer in self.layers if not 0 <= layer < len(names)]
         if wrong:
             raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0..{len(names) - 1}")
+        if check_edit(model, self.site, self.layers) != "exact":
+            warn_indirect(model, self.site)
         hooks: list[tuple[str, Any]] = []
         for layer in self.layers:
             edit = _Zero(self.positions)
@@ -89,15 +98,16 @@ def zero_ablation(
     )
 
 
-def zero_bos_mlp(layers: int | Sequence[int]) -> ZeroAblation:
+def zero_bos_mlp(layers: int | Sequence[int], *, position: int = 0) -> ZeroAblation:
     """The paper's own ablation, x₀ ← x₀ + Attn(x)₀: zero the MLP output at BOS, attention kept.
 
-    Other tokens are not touched. Source: arXiv 2510.06477, ablation at the emergence layer.
+    Other tokens are not touched; `position` is the token that is taken for BOS. Source: arXiv 2510.06477,
+    ablation at the emergence layer.
 
     >>> zero_bos_mlp(1) == zero_ablation("mlp_out", layers=[1], positions=0)
     True
     """
-    return zero_ablation("mlp_out", layers=layers, positions=0)
+    return zero_ablation("mlp_out", layers=layers, positions=position)
 
 
 def _integers(what: str, given: int | Sequence[int]) -> tuple[int, ...]:

@@ -11,17 +11,18 @@ from functools import partial
 from typing import Any
 
 import einops
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, check_pattern
+from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, check_pattern, is_trying
 from mcr_lens.passes import Pass, Statics
 from mcr_lens.plan import make_plan
 from mcr_lens.prompts import own_bos
 from mcr_lens.provenance import describe
 from mcr_lens.results import to_dataset
-from mcr_lens.rows import Rows, describe_rows, spans_of
+from mcr_lens.rows import Rows, describe_rows, ids_at, spans_of, texts_of
 
 
 class NonFiniteActivationError(RuntimeError):
@@ -115,11 +116,15 @@ class Observer:
             m.name: torch.cat([v[m.name] for _, v in self._passes])[order].cpu().numpy()
             for m in self.plan.metrics
         }
-        tokenizer = getattr(self._model, "tokenizer", None)
-        coords = describe_rows(rows.reordered(order), tokenizer, own_bos(tokenizer), self.position)
+        tokenizer, rows = getattr(self._model, "tokenizer", None), rows.reordered(order)
+        coords = describe_rows(rows, tokenizer, own_bos(tokenizer), self.position)
+        places = {m.name: values[m.name] for m in self.plan.metrics if m.units == "token"}
+        token_ids = {name: ids_at(rows, positions) for name, positions in places.items()}
+        seen = sorted({int(i) for ids in token_ids.values() for i in np.unique(ids)} - {-1})
+        vocabulary = dict(zip(seen, texts_of(seen, tokenizer), strict=True))
         attrs = describe(self._model, position=self.position, interventions=self._interventions)
         attrs["skipped_metrics"] = ", ".join(sorted(self.plan.skipped))
-        return to_dataset(values, self.plan.metrics, coords, attrs)
+        return to_dataset(values, self.plan.metrics, coords, attrs, token_ids, vocabulary)
 
     def finish(self, logits: Tensor | None = None) -> None:
         """Close the current forward pass, handing over its logits where a metric reads them.
@@ -135,6 +140,8 @@ class Observer:
             raise self._error
 
     def _callback(self, tensor: Tensor, hook: Any = None, *, read: str, index: int) -> None:
+        if is_trying():
+            return
         if self._current is None or (read, index) in self._current.fired:
             self._finish()
             self._begin(tensor)

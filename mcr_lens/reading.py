@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from mcr_lens.findings import Place, entropy_valley, phenomena
 from mcr_lens.results import ResultSchemaError, require, validate
 from mcr_lens.summaries import (
     ShortPromptWarning,
     massive_layer,
+    mean_by_site,
     mlp_write_share,
     normalized_entropy,
     sink_rate,
@@ -31,6 +33,12 @@ SINK_THRESHOLD = 0.3
 
 SINK_LAYER = 0.5
 """A layer is counted where half of its heads are sinks."""
+
+ELSEWHERE = (
+    "top_norm", "top_norm_token", "other_norm_median", "top_sink_score", "top_sink_token", "matrix_entropy",
+    "frobenius_norm",
+)  # fmt: skip
+"""What it takes to say whether another token does what BOS does."""
 
 CUT_OFFS = (
     f"Cut-offs used in the words above: massive from a norm ratio of {MASSIVE_RATIO:g} on; a valley where "
@@ -74,23 +82,27 @@ def caution(ds: xr.Dataset) -> list[str]:
 
 @dataclass(frozen=True)
 class Extremes:
-    """The three numbers of a causal check; over all depths and layers."""
+    """The three numbers of a causal check, and the depth of the entropy."""
 
     ratio: float
     entropy: float
+    depth: int
     sink_layers: int
 
 
-def extremes(ds: xr.Dataset) -> Extremes:
-    """Largest mean norm ratio, lowest mean normalised entropy, number of layers full of sinks.
+def extremes(ds: xr.Dataset, depth: int | None = None) -> Extremes:
+    """Largest mean norm ratio, mean normalised entropy at a depth (the lowest), layers full of sinks.
 
     Raises:
         ResultSchemaError: not a result, or a variable that was not measured.
     """
     require(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
+    entropy = mean_by_site(normalized_entropy(ds))
+    depth = int(np.nanargmin(entropy)) if depth is None else depth
     return Extremes(
         ratio=float(np.nanmax(mean_by_site(ds.massive_activation_ratio))),
-        entropy=float(np.nanmin(mean_by_site(normalized_entropy(ds)))),
+        entropy=float(entropy[depth]),
+        depth=depth,
         sink_layers=int((mean_by_site(sink_rates(ds)[0]) >= SINK_LAYER).sum()),
     )
 
@@ -119,6 +131,8 @@ def reading(ds: xr.Dataset) -> list[str]:
         found.append(_valley(ds))
     if "sink_score" in ds:
         found.append(_sinks(ds))
+    if all(name in ds for name in ELSEWHERE):
+        found += _elsewhere(ds)
     return found
 
 
@@ -144,15 +158,6 @@ def require_prompts(ds: xr.Dataset) -> None:
     validate(ds)
     if not ds.sizes["prompt"]:
         raise ResultSchemaError("the result holds no prompts; measure some first")
-
-
-def mean_by_site(array: xr.DataArray) -> np.ndarray:
-    """Mean over prompts and heads by depth or layer; what is not finite is left out, nothing left is NaN."""
-    numbers = array.astype(float)
-    numbers = numbers.where(np.isfinite(numbers))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return numbers.mean([d for d in numbers.dims if d not in ("depth", "layer")]).values
 
 
 def _massive(ds: xr.Dataset) -> str:
@@ -181,14 +186,12 @@ def _writer(ds: xr.Dataset) -> str:
 
 
 def _valley(ds: xr.Dataset) -> str:
-    entropy = mean_by_site(normalized_entropy(ds))
-    if np.isnan(entropy).all():
+    valley = entropy_valley(ds)
+    if valley is None:
         return "Normalised entropy is not defined for these prompts."
-    depth, lowest = int(np.nanargmin(entropy)), float(np.nanmin(entropy))
-    before, after = float(np.nanmax(entropy[: depth + 1])), float(np.nanmax(entropy[depth:]))
-    drop = min(before, after) - lowest
+    depth, lowest, before, after = valley.depth, valley.entropy, valley.before, valley.after
     low, high = number(lowest, -2), number(max(before, after), -2)
-    if drop >= VALLEY:
+    if valley.drop >= VALLEY:
         text = (
             f"Compression valley: normalised entropy falls from {number(before, -2)} to {low} at depth "
             f"{depth} and comes back to {number(after, -2)}."
@@ -201,7 +204,7 @@ def _valley(ds: xr.Dataset) -> str:
     else:
         text = (
             f"No compression valley: normalised entropy stays between {low} (depth {depth}) and {high} "
-            f"(depth {int(np.nanargmax(entropy))})."
+            f"(depth {int(np.nanargmax(mean_by_site(normalized_entropy(ds))))})."
         )
     if "matrix_entropy_without_bos" not in ds:
         return text
@@ -223,3 +226,32 @@ def _sinks(ds: xr.Dataset) -> str:
     return (
         f"Attention sinks in {many} of {layers} layers: there, at least half of the heads give {give}; {top}."
     )
+
+
+def _elsewhere(ds: xr.Dataset) -> list[str]:
+    """Massive rows and sinks at other tokens, and a valley that no massive row explains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ShortPromptWarning)  # told by the sink rate already
+        seen = phenomena(ds, ratio=MASSIVE_RATIO, threshold=SINK_THRESHOLD, valley=VALLEY)
+    measured, found = int(ds.attrs.get("position", 0)), []
+    rows = [p for p in seen.massive if p.position != measured]
+    if rows:
+        found.append(f"Massive rows elsewhere: {_names(rows)}.")
+    keys = [p for p in seen.sinks if p.position != measured]
+    if keys:
+        found.append(f"Heads also sink on other tokens: {_names(keys)}.")
+    if seen.valley_cause == "common direction":
+        found.append("No massive row explains the valley: the rows point the same way.")
+    if seen.valley_cause == "long rows":
+        found.append("The valley is made by long rows, although none is long enough to be called massive.")
+    return found
+
+
+def _names(places: list[Place]) -> str:
+    """The first three places in words."""
+    named = [
+        f"{p.token!r} ({'position ' + str(p.position) if p.position is not None else 'wherever it stands'})"
+        for p in sorted(places, key=lambda p: -p.strength)
+    ]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return ", ".join(named[:3]) + more

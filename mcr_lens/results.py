@@ -39,8 +39,14 @@ def to_dataset(
     metrics: "Sequence[Metric]",
     prompts: Mapping[str, Sequence[Any]],
     attrs: Mapping[str, Any],
+    token_ids: Mapping[str, np.ndarray] | None = None,
+    vocabulary: Mapping[int, str] | None = None,
 ) -> xr.Dataset:
-    """Label arrays with the axes that their metrics declare."""
+    """Label arrays with the axes that their metrics declare.
+
+    A metric that holds positions of tokens comes with a variable `<name>_id` that holds the vocabulary ids
+    of those tokens (−1: not known); the coordinate `token_text` spells them.
+    """
     variables = {
         m.name: (
             m.axes,
@@ -49,12 +55,32 @@ def to_dataset(
         )
         for m in metrics
     }
+    for m in metrics:
+        if m.name in (token_ids or {}):
+            about = {"units": "token id", "long_name": f"{m.label}: token id", "source": m.source}
+            variables[f"{m.name}_id"] = (m.axes, (token_ids or {})[m.name], {**about, "group": m.group})
     ds = xr.Dataset(variables, attrs={"schema": SCHEMA, **attrs})
     axes = {"prompt": len(prompts["n_tokens"]), "depth": attrs["n_layers"] + 1}
     axes |= {"layer": attrs["n_layers"], "head": attrs["n_heads"]}
     coords: dict[str, Any] = {a: np.arange(n) for a, n in axes.items() if a in ds.dims or a == "prompt"}
     coords |= {name: ("prompt", np.asarray(column)) for name, column in prompts.items()}
-    return ds.assign_coords(coords)
+    return with_vocabulary(ds.assign_coords(coords), vocabulary or {})
+
+
+def with_vocabulary(ds: xr.Dataset, vocabulary: Mapping[int, str]) -> xr.Dataset:
+    """The Dataset with the spelling of the token ids it holds, on an axis of its own (none for no ids)."""
+    if not vocabulary:
+        return ds
+    ids = sorted(vocabulary)
+    texts = np.array([vocabulary[i] for i in ids], dtype=object)
+    return ds.assign_coords(token_id=np.array(ids, dtype=np.int64), token_text=("token_id", texts))
+
+
+def vocabulary_of(ds: xr.Dataset) -> dict[int, str]:
+    """The spelling of the token ids that a result holds."""
+    if "token_text" not in ds.coords:
+        return {}
+    return dict(zip(ds.token_id.values.tolist(), map(str, ds.token_text.values), strict=True))
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:
@@ -163,11 +189,13 @@ def merge(*results: xr.Dataset) -> xr.Dataset:
                 "in an earlier one too; drop it from one of them"
             )
         seen |= hashes
+    vocabulary = {i: text for ds in parts for i, text in vocabulary_of(ds).items()}
+    bare = [ds.drop_dims("token_id") if "token_id" in ds.dims else ds for ds in parts]
     joined = xr.concat(
-        parts, dim="prompt", join="exact", combine_attrs="override", data_vars="all",
+        bare, dim="prompt", join="exact", combine_attrs="override", data_vars="all",
         coords="different", compat="equals",
     )  # fmt: skip
-    return joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
+    return with_vocabulary(joined.assign_coords(prompt=np.arange(joined.sizes["prompt"])), vocabulary)
 
 
 def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":

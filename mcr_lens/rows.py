@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,6 +150,22 @@ def describe_rows(rows: Rows, tokenizer: Any, bos_id: int | None, position: int)
     }
 
 
+def ids_at(rows: Rows, positions: Any) -> Any:
+    """Token ids at positions [prompt, ...] (numpy integers); −1 where there is no such token."""
+    found = np.full(positions.shape, -1, dtype=np.int32)
+    for row, ids in enumerate(rows.tokens or []):
+        inside = (positions[row] >= 0) & (positions[row] < len(ids))
+        found[row][inside] = ids.cpu().numpy()[positions[row][inside]]
+    return found
+
+
+def texts_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Token ids as the tokenizer spells them; as numbers without one."""
+    if tokenizer is None:
+        return [str(i) for i in ids]
+    return [str(tokenizer.convert_ids_to_tokens(i)).replace("\x00", "\ufffd") for i in ids]
+
+
 def _hash(ids: Sequence[int]) -> str:
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
 
@@ -160,6 +177,4 @@ def _preview(text: str | None, ids: Sequence[int] | None, tokenizer: Any) -> str
 
 
 def _token(ids: Sequence[int], position: int, tokenizer: Any) -> str:
-    if tokenizer is None or position >= len(ids):
-        return str(ids[position]) if position < len(ids) else ""
-    return str(tokenizer.convert_ids_to_tokens(ids[position])).replace("\x00", "\ufffd")
+    return texts_of([ids[position]], tokenizer)[0] if position < len(ids) else ""

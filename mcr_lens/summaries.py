@@ -205,6 +205,15 @@ def massive_activation_strength(ds: xr.Dataset) -> xr.DataArray:
     )  # fmt: skip
 
 
+def mean_by_site(array: xr.DataArray) -> np.ndarray:
+    """Mean over prompts and heads by depth or layer; what is not finite is left out, nothing left is NaN."""
+    numbers = array.astype(float)
+    numbers = numbers.where(np.isfinite(numbers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return numbers.mean([d for d in numbers.dims if d not in ("depth", "layer")]).values
+
+
 def _share(scores: xr.DataArray, threshold: float, *, strict: bool) -> xr.DataArray:
     above = scores > threshold if strict else scores >= threshold
     return above.where(scores.notnull()).mean("head")
@@ -221,10 +230,14 @@ def _check_threshold(threshold: float) -> None:
 
 def _warn_short(ds: xr.Dataset, threshold: float) -> None:
     shortest = int(ds.n_tokens.min()) if ds.sizes["prompt"] else 0
-    uniform = sum(1 / n for n in range(1, shortest + 1)) / shortest if shortest else 0.0
+    fewest = int(ds.sink_queries.min()) if "sink_queries" in ds and shortest else shortest
+    uniform = sum(1 / n for n in range(1, fewest + 1)) / fewest if fewest else 0.0
     if uniform >= threshold > 0:
+        what = f"the shortest prompt has {shortest} tokens"
+        if fewest < shortest:
+            what = f"in some layers the sink is seen by {fewest} queries only"
         warnings.warn(
-            f"the shortest prompt has {shortest} tokens, where even a head that attends to all keys "
+            f"{what}, where even a head that attends to all keys "
             f"alike has sink score {uniform:.2f} ≥ {threshold}; use longer prompts or a higher threshold",
             ShortPromptWarning,
             stacklevel=3,

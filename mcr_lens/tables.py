@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from mcr_lens.reading import SINK_THRESHOLD, mean_by_site, require_prompts, sink_rates, subject
+from mcr_lens.reading import SINK_THRESHOLD, require_prompts, sink_rates, subject
 from mcr_lens.results import ResultSchemaError
-from mcr_lens.summaries import layer_sink_identity, normalized_entropy
+from mcr_lens.summaries import layer_sink_identity, mean_by_site, normalized_entropy
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_demo_shows_the_causal_check(loads, tmp_path, prompt_file, monkeypatch):
     before, after = map(float, re.search(pattern, out).groups())
     assert math.isclose(before, ds.massive_activation_ratio.mean("prompt").max(), rel_tol=5e-3)
     assert before != after
-    assert "lowest normalised entropy:" in out and "of 4 before" in out
+    assert "normalised entropy at depth " in out and "of 4 before" in out
     assert loads[0][0] == "demo" and "Traceback" not in err
 
 

@@ -1,0 +1,127 @@
+"""Does an edit at a hook point reach the residual stream?
+
+A hook point can exist, fire, and still throw away what a callback returns. An ablation there would read as
+"no effect", so every hook point is tried out, on two tokens, before the first edit.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, hook_names, model_name, trying
+
+Liveness = Literal["exact", "through a norm"]
+
+_TRIED: WeakKeyDictionary[Any, dict[tuple[str, str], Liveness]] = WeakKeyDictionary()
+
+
+class SwallowedEditError(RuntimeError):
+    """An edit at this hook point does not reach the residual stream."""
+
+
+class IndirectEditWarning(UserWarning):
+    """An edit reaches the stream through a norm, so the stream does not change by the edited vector."""
+
+
+def check_edit(model: HookedModel, site: str, layers: int | Sequence[int]) -> Liveness:
+    """Try out whether an edit of what a block writes reaches the residual stream, and how.
+
+    A random vector v is added at position 0, on two tokens. "exact": the stream behind the block changes by
+    v, x ← x + v (and by what the block's MLP answers to it, for an edit before the MLP). "through a norm": it
+    changes by something else (post-norm encoders such as BERT). Each hook point of a model is tried once.
+
+    Raises:
+        SwallowedEditError: the stream does not change: this version of TransformerLens drops the edit.
+        HookDidNotFireError: the forward pass never reaches the hook points that would show it.
+        MissingHookPointError: the model lacks the hook point.
+
+    Source: this library.
+    """
+    chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+    writes, stream = hook_names(model, site), hook_names(model, "resid")
+    known = _known(model)
+    found: Liveness = "exact"
+    for layer in chosen:
+        key = (writes[layer], stream[layer + 1])
+        if key not in known:
+            known[key] = _try(model, site, layer, *key)
+        if known[key] != "exact":
+            found = known[key]
+    return found
+
+
+def warn_indirect(model: HookedModel, site: str) -> None:
+    """Say that an edit works, but not as a plain subtraction from the stream."""
+    warnings.warn(
+        f"{model_name(model)} normalises behind {site!r}, so the residual stream changes by more than the "
+        "edited vector; the effect is real, its size is not that of the write",
+        IndirectEditWarning,
+        stacklevel=3,
+    )
+
+
+def _known(model: Any) -> dict[tuple[str, str], Liveness]:
+    try:
+        return _TRIED.setdefault(model, {})
+    except TypeError:  # neither hashed nor weakly referenced: tried again each time
+        return {}
+
+
+def _try(model: HookedModel, site: str, layer: int, write: str, stream: str) -> Liveness:
+    mlp = hook_names(model, "mlp_out")[layer]
+    before = _run(model, mlp, stream, [])
+    # As long as the row itself, so that no rounding can hide it.
+    edit = _Add(before[stream].float().norm(dim=-1).clamp_min(1).max())
+    after = _run(model, mlp, stream, [(write, edit)])
+    if edit.added is None:
+        raise SwallowedEditError(
+            f"{model_name(model)} never reaches {write!r} in a plain forward pass, so it cannot be edited"
+        )
+    change = (after[stream] - before[stream]).float()
+    if not bool(change.any()):
+        raise SwallowedEditError(
+            f"{model_name(model)} drops what is written at {write!r} (layer {layer}): an edit of {site!r} "
+            "changes nothing there; use another site, or a version of TransformerLens that keeps it"
+        )
+    # The MLP behind an edited attention answers to it; an edited MLP reads as edited.
+    wanted = (after[mlp] - before[mlp]).float() + (0 if write == mlp else edit.added.float())
+    close = 4 * torch.finfo(before[stream].dtype).eps ** 0.5  # half the digits
+    exact = float((change - wanted).norm()) <= close * float(wanted.norm())
+    return "exact" if exact else "through a norm"
+
+
+class _Add:
+    """A callback that adds a random vector of this length at position 0."""
+
+    def __init__(self, length: Tensor) -> None:
+        self.length = length
+        self.added: Tensor | None = None
+
+    def __call__(self, tensor: Tensor, hook: Any = None) -> Tensor:
+        g = torch.Generator().manual_seed(0)
+        noise = torch.randn(tensor.shape[-1], generator=g)
+        self.added = (noise * self.length.cpu() / noise.norm()).to(tensor)
+        edited = tensor.clone()
+        edited[:, 0] += self.added
+        return edited
+
+
+def _run(model: HookedModel, mlp: str, stream: str, edits: list[tuple[str, Any]]) -> dict[str, Tensor]:
+    """Row 0 of what the MLP writes and of the stream behind the block, on two tokens."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(tensor: Tensor, hook: Any = None, *, name: str) -> None:
+        seen[name] = tensor.detach()[:, 0].clone()
+
+    hooks = [*edits, *((name, partial(keep, name=name)) for name in (mlp, stream))]
+    with trying(model, hooks) as tokens:
+        model(tokens, return_type=None)
+    silent = [name for name in (mlp, stream) if name not in seen]
+    if silent:
+        raise HookDidNotFireError(f"{model_name(model)} never reaches {silent[0]!r} in a plain forward pass")
+    return seen
