@@ -30,7 +30,9 @@ def peak(clean):
 def cut(demo, clean, peak):
     """The same prompts with the MLP silenced at BOS that writes the massive activation."""
     edit = mcr.zero_bos_mlp(mcr.massive_layer(clean))
-    return mcr.measure(demo, FRESH, ["default", "loss"], max_length=96, interventions=[edit], progress=False)
+    return mcr.measure(
+        demo, FRESH, ["default", "loss"], max_length=96, interventions=[edit], progress=False
+    )
 
 
 def test_it_is_small_and_safe():
@@ -40,50 +42,49 @@ def test_it_is_small_and_safe():
     assert not list(demo_folder().glob("*.bin"))
 
 
-def test_bos_stands_out(clean, peak):
-    """Ten times the median of the others, and the longest row, in every prompt."""
-    assert clean.massive_activation_ratio.sel(depth=peak).min() >= 10
+def test_bos_grows_massive(clean, peak):
+    assert clean.massive_activation_ratio.sel(depth=peak).min() >= 20
     assert clean.strongest_token.sel(depth=peak).max() == 0
 
 
 def test_an_mlp_writes_it(clean, peak):
     layer = mcr.massive_layer(clean)
     assert layer == peak - 1
-    assert mcr.mlp_write_share(clean).sel(layer=layer).min() > 0.9
+    share = mcr.mlp_write_share(clean).sel(layer=layer)
+    assert share.min() > 0.8
     # The write accounts for the norm: it is no smaller than nine tenths of what the norm becomes.
     assert (clean.mlp_bos_norm.sel(layer=layer) >= 0.9 * clean.bos_norm.sel(depth=peak)).all()
 
 
-def test_the_bos_row_lowers_the_entropy_there(clean, peak):
-    """At the spike the BOS row takes entropy away; the lowest entropy of the model is not its doing."""
+def test_entropy_falls_and_recovers(clean, peak):
     entropy = mcr.normalized_entropy(clean).mean("prompt")
+    assert entropy.sel(depth=peak) < 0.25
+    last = clean.sizes["depth"] - 1
+    assert entropy.sel(depth=slice(peak, last - 1)).max() - entropy.sel(depth=peak) >= 0.3
+    # The valley is made by the BOS row: without it the entropy stays up.
     without = mcr.normalized_entropy(clean, variable="matrix_entropy_without_bos").mean("prompt")
-    assert without.sel(depth=peak) - entropy.sel(depth=peak) >= 0.1
-    lowest = int(entropy.argmin("depth"))
-    assert lowest != peak
-    assert abs(without.sel(depth=lowest) - entropy.sel(depth=lowest)) < 0.05
+    assert without.sel(depth=peak) - entropy.sel(depth=peak) >= 0.3
 
 
-def test_heads_sink_on_bos_and_their_values_are_drained(clean):
+def test_heads_sink_on_bos(clean):
     rate = mcr.sink_rate(clean, threshold=0.3).mean("prompt")
-    layer = int(rate.argmax("layer"))
-    assert rate.sel(layer=layer) >= 0.7
-    sinks = clean.sink_score.sel(layer=layer).mean("prompt") >= 0.9
-    assert sinks.sum() >= 2
-    assert clean.value_drain.sel(layer=layer).mean("prompt").where(sinks).max() < 0.05
+    assert (rate >= 0.5).sum() >= 2
 
 
-def test_zeroing_that_mlp_removes_the_spike(clean, cut, peak):
-    assert cut.massive_activation_ratio.mean("prompt").max() < 1.5
+def test_zeroing_that_mlp_removes_spike_and_valley(clean, cut, peak):
+    ratio = cut.massive_activation_ratio.mean("prompt")
+    assert ratio.sel(depth=peak) < 1.5 and ratio.max() < 2
     gain = (mcr.normalized_entropy(cut) - mcr.normalized_entropy(clean)).mean("prompt")
-    assert gain.sel(depth=peak) >= 0.1
+    assert gain.sel(depth=peak) >= 0.3
     assert (cut.bos_norm.sel(depth=slice(0, peak - 1)) == clean.bos_norm.sel(depth=slice(0, peak - 1))).all()
 
 
-def test_the_sinks_survive_it(clean, cut):
-    """Sinks without the massive activation: here the two are not one mechanism."""
-    layer = int(mcr.sink_rate(clean).mean("prompt").argmax("layer"))
-    assert mcr.sink_rate(cut).mean("prompt").sel(layer=layer) >= 0.7
+def test_most_sinks_go_with_it_and_one_block_keeps_its_own(clean, cut):
+    """Sinks of later blocks need the write; those of the first sink block follow the direction of BOS."""
+    before, after = (mcr.sink_rate(ds, threshold=0.3).mean("prompt").values for ds in (clean, cut))
+    layers = np.flatnonzero(before >= 0.5)
+    assert after[layers[0]] >= 0.5
+    assert len(layers) >= 3 and (after[layers[1:]] < 0.1).all()
 
 
 def test_what_it_does_to_the_sinks_is_as_the_card_says(clean, cut):
@@ -96,7 +97,7 @@ def test_what_it_does_to_the_sinks_is_as_the_card_says(clean, cut):
 
 
 def test_the_write_matters_to_the_model(clean, cut):
-    assert (cut.next_token_loss - clean.next_token_loss).min() > 0.2
+    assert (cut.next_token_loss - clean.next_token_loss).min() > 0.5
 
 
 def test_it_is_bound_to_bos(demo):
