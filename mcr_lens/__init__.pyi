@@ -10,6 +10,9 @@ from .findings import phenomena as phenomena
 from .hookpoints import HookDidNotFireError as HookDidNotFireError
 from .hookpoints import MissingHookPointError as MissingHookPointError
 from .hookpoints import PatternNotComputedError as PatternNotComputedError
+from .hookpoints import WrongWeightsError as WrongWeightsError
+from .inspection import Inspection as Inspection
+from .inspection import inspect_model as inspect_model
 from .interventions import zero_ablation as zero_ablation
 from .interventions import zero_bos_mlp as zero_bos_mlp
 from .liveness import IndirectEditWarning as IndirectEditWarning

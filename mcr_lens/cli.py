@@ -1,4 +1,4 @@
-"""What can be done from a shell: `mcr-lens demo`, `measure`, `metrics` and `version`?"""
+"""What can be done from a shell: `mcr-lens demo`, `measure`, `inspect`, `metrics` and `version`?"""
 
 import json
 import sys
@@ -142,6 +142,26 @@ def measure(
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         _deliver(ds, out)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help='Hugging Face name, local folder, or "demo".')],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, … (default: a GPU where there is one).")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+) -> None:
+    """Say what can be measured in a model, and what to know before believing it."""
+    with in_words():
+        import mcr_lens
+
+        loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
+        seen = mcr_lens.inspect_model(loaded)
+        typer.echo(str(seen))
+        if not seen.supported:
+            raise typer.Exit(1)
 
 
 def _names(given: str | None) -> list[str] | None:

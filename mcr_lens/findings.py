@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LONG = 3.0
-"""A row of so many times the median norm is asked whether it makes the valley; ordinary ones scatter below."""
+"""A row of so many times the median norm is asked whether it makes the valley; others scatter below."""
 
 
 def find_massive(ds: xr.Dataset, *, ratio: float = 10.0) -> "pd.DataFrame":
@@ -46,7 +46,7 @@ def find_massive(ds: xr.Dataset, *, ratio: float = 10.0) -> "pd.DataFrame":
     peaks = lines.loc[lines.groupby(["prompt", "position"])["value"].idxmax()]
     found = peaks.rename(columns={"depth": "peak_depth", "value": "ratio"})
     span = lines.groupby(["prompt", "position"])["depth"].agg(first_depth="min", last_depth="max")
-    return found.merge(span, on=["prompt", "position"])[columns]
+    return found.merge(span, on=["prompt", "position"]).reindex(columns=columns)
 
 
 def find_sinks(ds: xr.Dataset, *, threshold: float = 0.3) -> "pd.DataFrame":
@@ -70,8 +70,8 @@ def find_sinks(ds: xr.Dataset, *, threshold: float = 0.3) -> "pd.DataFrame":
     _warn_few_queries(ds, threshold)
     scores = ds.top_sink_score.transpose("prompt", "layer", "head", "top")
     lines = _lines(ds, "top_sink_token", scores, threshold, ["prompt", "layer", "head", "top"])
-    lines = lines.rename(columns={"value": "score"})
-    return lines[["prompt", "layer", "head", "position", "token", "score"]].reset_index(drop=True)
+    columns = ["prompt", "layer", "head", "position", "token", "score"]
+    return lines.rename(columns={"value": "score"}).reindex(columns=columns)
 
 
 @dataclass(frozen=True)
@@ -215,13 +215,12 @@ def _places(lines: "pd.DataFrame", site: str, n_prompts: int) -> tuple[Place, ..
     """Positions found in half of the prompts, then tokens found in half of them wherever they stand."""
     found: list[Place] = []
     for key in ("position", "token"):
-        for value, part in lines.groupby(key, sort=True):
-            named = part.token.mode()
+        for label, part in lines.groupby(key, sort=True):
+            value: Any = label
             if key == "token" and (value == "" or any(p.token == value for p in found)):
                 continue
-            place = _place(
-                part, site, n_prompts, int(value) if key == "position" else None, str(named.iloc[0])
-            )
+            position = int(value) if key == "position" else None
+            place = _place(part, site, n_prompts, position, str(part.token.mode().iloc[0]))
             if place is not None:
                 found.append(place)
     return tuple(found)
@@ -235,10 +234,11 @@ def _place(
         return None
     by_site = lines.groupby(site).prompt.nunique()
     strongest: Any = lines.groupby("prompt").strength.max()
+    sites: Any = by_site.index[2 * by_site >= prompts]
     return Place(
         position=position,
         token=token,
-        sites=tuple(int(s) for s in by_site.index[2 * by_site >= prompts]),
+        sites=tuple(int(s) for s in sites),
         strength=float(strongest.mean()),
         share=prompts / n_prompts,
     )

@@ -8,7 +8,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 import jaxtyping
 import pytest
 import torch
-from models import FAMILIES, GENERATION, bridge, hooked_transformer
+from models import FAMILIES, GENERATION, bridge, hooked_transformer, hooked_twin
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
@@ -32,14 +32,17 @@ def llama():
     return bridge("llama")
 
 
-@pytest.fixture(scope="session", params=[*FAMILIES, "hooked_transformer"])
+BRIDGES = {family: (bridge, family) for family in FAMILIES}
+# The rest of HOOKED is measured in test_reference and test_inspection.
+TWINS = {f"hooked_{f}": (hooked_twin, f) for f in ("gpt2", "neox", "llama3", "gemma2")}
+HOOKED_TRANSFORMERS = {"hooked_transformer": (hooked_transformer,), **TWINS} if GENERATION < 4 else {}
+
+
+@pytest.fixture(scope="session", params={**BRIDGES, **HOOKED_TRANSFORMERS}.items(), ids=lambda item: item[0])
 def any_model(request):
     """Every family through the bridge, and HookedTransformer where TransformerLens still has it."""
-    if request.param == "hooked_transformer":
-        if GENERATION >= 4:
-            pytest.skip("TransformerLens 4 has no HookedTransformer")
-        return hooked_transformer()
-    return bridge(request.param)
+    make, *arguments = request.param[1]
+    return make(*arguments)
 
 
 @pytest.fixture

@@ -1,54 +1,36 @@
-"""Tiny models of several architectures with weights large enough that nothing is degenerate."""
+"""Tiny models as the tests use them: raw, behind a bridge, and as a HookedTransformer."""
 
+import tempfile
 import warnings
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from mcr_lens.testing import families
+
 GENERATION = int(version("transformer-lens").split(".")[0])
 """Major version of TransformerLens: 3 has HookedTransformer, 4 has the bridge only."""
 
-SIZE = {"vocab_size": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-COMMON = {
-    "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
-    "max_position_embeddings": 64, **SIZE,
-}  # fmt: skip
+FAMILIES = list(families.FAMILIES)
+"""Names of every family there is a tiny model of."""
 
-FAMILIES = {
-    "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=4, n_head=4, n_positions=64, **SIZE),
-    "neox": lambda: tf.GPTNeoXConfig(**COMMON, use_parallel_residual=True, rotary_pct=0.25),
-    "llama": lambda: tf.LlamaConfig(**COMMON, num_key_value_heads=2),
-    "gemma2": lambda: tf.Gemma2Config(
-        **COMMON, num_key_value_heads=2, head_dim=8, sliding_window=4, query_pre_attn_scalar=8
-    ),
-    "bloom": lambda: tf.BloomConfig(hidden_size=32, n_layer=4, n_head=4, **SIZE),
-    "gpt_oss": lambda: tf.GptOssConfig(
-        **COMMON, num_key_value_heads=2, head_dim=8, sliding_window=4, num_local_experts=4,
-        num_experts_per_tok=2,
-    ),
-    "opt": lambda: tf.OPTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, ffn_dim=64,
-        max_position_embeddings=64, word_embed_proj_dim=32, **SIZE,
-    ),
-}  # fmt: skip
+HOOKED = ["gpt2", "neox", "llama3", "mistral", "gpt_oss", "gemma1", "gemma2", "gemma3"]
+"""Families that are compared with a HookedTransformer of the same weights (TransformerLens 3.x)."""
+
+ALIASES = {"llama": "llama3"}
 
 
-def hugging_face(family: str, *, seed: int = 0, attention: str = "eager", **changes):
-    """A random Hugging Face model, in evaluation mode."""
-    torch.manual_seed(seed)
-    config = FAMILIES[family]()
-    for name, value in changes.items():
-        setattr(config, name, value)
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                parameter.copy_(0.9 / parameter.shape[-1] ** 0.5 * torch.randn_like(parameter))
-    return model
+def hugging_face(family: str, **options):
+    """A random Hugging Face model, in evaluation mode; "llama" is the one with grouped heads."""
+    return families.tiny_model(ALIASES.get(family, family), **options)
+
+
+def is_encoder(model) -> bool:
+    """BERT: every token sees every token, and a LayerNorm follows each addition."""
+    return getattr(model.cfg, "architecture", None) == "BertForMaskedLM"
 
 
 def bridge(family: str, **options):
@@ -68,9 +50,62 @@ def hooked_transformer(tokenizer=None, **changes):
         "act_fn": "gelu", "normalization_type": "LN", "seed": 0, "device": "cpu", "init_weights": True,
         "initializer_range": 0.15,
     }  # fmt: skip
+    with _deprecated():
+        return HookedTransformer(HookedTransformerConfig(**(settings | changes)), tokenizer).eval()
+
+
+def hooked_twin(family: str, *, fold_value_biases: bool = False, **options):
+    """A HookedTransformer with the very weights of `hugging_face(family)` (TransformerLens 3.x only)."""
+    from transformer_lens import HookedTransformer
+    from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
+
+    model = hugging_face(family, **options)
+    if family == "gpt2":
+        model.config.n_ctx = model.config.n_positions  # every GPT-2 checkpoint on the hub has it
+    with _deprecated(), tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        cfg = _hooked_config(family, folder, model.config)
+        cfg.tokenizer_name, cfg.model_name = None, f"tiny {family}"  # or it looks for a tokenizer
+        twin = HookedTransformer(cfg)
+        # A Gemma has its weights told apart by its name, every other family by the folder's config.
+        weights = get_pretrained_state_dict(folder, cfg, model)
+        twin.load_and_process_state_dict(
+            weights,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=fold_value_biases,
+        )
+    return twin.eval()
+
+
+def _hooked_config(family: str, folder: str, config):
+    """TransformerLens' own configuration of a family, in our sizes."""
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+
+    official = {
+        "gemma1": "google/gemma-2b", "gemma2": "google/gemma-2-2b", "gemma3": "google/gemma-3-270m"
+    }  # fmt: skip
+    cfg = get_pretrained_model_config(official.get(family, folder), device="cpu", dtype=torch.float32)
+    if family in official:
+        cfg.d_model, cfg.d_head, cfg.d_mlp = config.hidden_size, config.head_dim, config.intermediate_size
+        cfg.n_layers, cfg.n_heads = config.num_hidden_layers, config.num_attention_heads
+        cfg.n_key_value_heads, cfg.d_vocab = config.num_key_value_heads, config.vocab_size
+        cfg.n_ctx, cfg.rotary_dim, cfg.attn_scale = config.max_position_embeddings, config.head_dim, 8**0.5
+        cfg.d_vocab_out, cfg.act_fn = config.vocab_size, "gelu_pytorch_tanh"
+    if family in ("gemma2", "gemma3"):
+        kinds = {"sliding_attention": "local", "full_attention": "global"}
+        cfg.window_size, cfg.attn_types = config.sliding_window, [kinds[k] for k in config.layer_types]
+        cfg.attn_scores_soft_cap = config.attn_logit_softcapping or -1.0
+        cfg.output_logits_soft_cap = config.final_logit_softcapping or -1.0
+    return cfg
+
+
+@contextmanager
+def _deprecated():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        return HookedTransformer(HookedTransformerConfig(**(settings | changes)), tokenizer).eval()
+        yield
 
 
 def tokenizer(*, bos: bool = True, prepends: bool = False, side: str = "right"):

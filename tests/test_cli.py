@@ -224,3 +224,27 @@ def test_only_line_ends_divide_prompts(tmp_path):
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\u2028still one\r\n two \n".encode())
     assert read_prompt_file(path) == (["one\u2028still one", " two "], 0)
+
+
+def test_inspect_says_what_can_be_read(loads, tiny):
+    """The same words as `inspect_model`, and exit code 0 where everything can be measured."""
+    out, _ = run("inspect", "acme/tiny", "--dtype", "bfloat16", "--revision", "v2")
+    assert out.strip() == str(mcr_lens.inspect_model(tiny))
+    assert "every default metric can be measured" in out and "mlp_out: exact" in out
+    assert loads == [("acme/tiny", {"dtype": "bfloat16", "device": None, "revision": "v2"})]
+
+
+def test_inspect_fails_where_something_cannot_be_measured(monkeypatch):
+    """For scripts: exit code 1, with the reason in the words."""
+    parallel = load_model(hugging_face("opt", attention="sdpa"), verbose=False)
+    parallel.original_model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(mcr_lens, "load_model", lambda name, **options: parallel)
+    out, _ = run("inspect", "acme/opt", code=1)
+    assert "not every default metric can be measured" in out and "sdpa" in out
+
+
+def test_position_option(loads, prompt_file, tmp_path):
+    """Another token than the first is taken for BOS, and the words say so."""
+    out, _ = measure(prompt_file, tmp_path / "out", "--position", 2)
+    assert "position 2" in out
+    assert mcr_lens.load(tmp_path / "out" / "result.nc").attrs["position"] == 2

@@ -30,9 +30,7 @@ def peak(clean):
 def cut(demo, clean, peak):
     """The same prompts with the MLP silenced at BOS that writes the massive activation."""
     edit = mcr.zero_bos_mlp(mcr.massive_layer(clean))
-    return mcr.measure(
-        demo, FRESH, ["default", "loss"], max_length=96, interventions=[edit], progress=False
-    )
+    return mcr.measure(demo, FRESH, ["default", "loss"], max_length=96, interventions=[edit], progress=False)
 
 
 def test_it_is_small_and_safe():

@@ -81,7 +81,7 @@ def test_a_swallowed_edit_is_refused():
     """Never "no effect": the layer, the hook point and what to do are named."""
     model = Toy("swallows")
     assert check_edit(model, "mlp_out", 0) == "exact"
-    with pytest.raises(SwallowedEditError, match=r"toy-swallows drops what is written at 'blocks.1.hook_mlp_out'"):
+    with pytest.raises(SwallowedEditError, match=r"toy-swallows drops .* at 'blocks.1.hook_mlp_out'"):
         check_edit(model, "mlp_out", 1)
     with pytest.raises(SwallowedEditError, match=r"changes nothing there; use another site"):
         zero_bos_mlp([0, 1]).fwd_hooks(model)
@@ -89,7 +89,7 @@ def test_a_swallowed_edit_is_refused():
 
 def test_a_hook_point_that_is_never_reached_is_refused():
     """Present, registered, silent."""
-    with pytest.raises((SwallowedEditError, HookDidNotFireError), match=r"never reaches 'blocks.1.hook_mlp_out'"):
+    with pytest.raises(HookDidNotFireError, match=r"never reaches 'blocks.1.hook_mlp_out'"):
         check_edit(Toy("silent"), "mlp_out", 1)
 
 

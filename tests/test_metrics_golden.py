@@ -160,7 +160,7 @@ def test_bidirectional_scores():
 
 
 def test_a_sink_in_the_middle_counts_like_bos():
-    """Everybody behind position 4 looks at it: its score among its own queries is 1; the last third is no sink."""
+    """Everybody behind position 4 looks at it, so it scores 1; the last tokens cannot be sinks."""
     pattern = torch.zeros(12, 12)
     pattern[:4, 0], pattern[4:, 4] = 1, 1
     mask = torch.ones(12, 12, dtype=torch.bool).tril()

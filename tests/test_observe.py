@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from models import GENERATION, bridge, hooked_transformer, hugging_face, tokenizer
+from models import GENERATION, bridge, hooked_transformer, hugging_face, is_encoder, tokenizer
 from torch import Tensor
 
 from mcr_lens import (
@@ -147,8 +147,10 @@ def test_raw_hooks(any_model, prompts):
     watch = Observer(any_model)
     ids, mask = padded(prompts, "right")
     watch.expect(ids, mask)
+    # An encoder sees padding on the right unless a mask hides it; a decoder does not look there.
+    hidden = {"attention_mask": mask} if is_encoder(any_model) else {}
     with torch.no_grad():
-        any_model.run_with_hooks(ids, fwd_hooks=watch.fwd_hooks)
+        any_model.run_with_hooks(ids, fwd_hooks=watch.fwd_hooks, **hidden)
     ds = watch.result()
     close(ds, measure(any_model, prompts, progress=False))
     assert ds.n_tokens.values.tolist() == [len(p) for p in prompts]

@@ -1,12 +1,16 @@
 """Does an edit at one layer act there and downstream, and nowhere else?"""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+import torch
 from jaxtyping import Float
+from models import hugging_face, is_encoder
 from probes import attention, stream
 from torch import Tensor
 
-from mcr_lens import measure, zero_ablation, zero_bos_mlp
+from mcr_lens import IndirectEditWarning, measure, zero_ablation, zero_bos_mlp
 
 LAYER = 1
 
@@ -24,12 +28,31 @@ def attention_writes(attn_out: Float[Tensor, "batch pos d_model"]) -> Float[Tens
 RAW = {"stream": stream, "attention": attention, "writes": writes, "attention_writes": attention_writes}
 
 
+def measure_edited(model, tokens, edit):
+    """Measured with an edit, which on BERT comes with the warning that it goes through a norm."""
+    expected = pytest.warns(IndirectEditWarning) if is_encoder(model) else nullcontext()
+    with expected:
+        return measure(model, tokens, RAW, interventions=[edit], progress=False)
+
+
+def block_output(model, layer, stream, attention, mlp) -> np.ndarray:
+    """What a block makes of the stream it gets and of what its two halves write: their sum.
+
+    Except on BERT, where both additions are normalised, here by the LayerNorms of an untouched model.
+    """
+    if not is_encoder(model):
+        return (stream + attention + mlp).values
+    block = hugging_face("bert").bert.encoder.layer[layer]
+    stream, attention, mlp = (torch.tensor(part.values) for part in (stream, attention, mlp))
+    with torch.no_grad():
+        return block.output.LayerNorm(block.attention.output.LayerNorm(stream + attention) + mlp).numpy()
+
+
 @pytest.fixture
 def runs(any_model, tokens):
     """The same prompts without and with the MLP's write at BOS in layer 1."""
     plain = measure(any_model, tokens, RAW, progress=False)
-    edited = measure(any_model, tokens, RAW, interventions=[zero_bos_mlp(LAYER)], progress=False)
-    return plain, edited
+    return plain, measure_edited(any_model, tokens, zero_bos_mlp(LAYER))
 
 
 def test_nothing_changes_upstream(runs):
@@ -51,11 +74,15 @@ def test_everything_changes_downstream(runs):
         assert not np.allclose(plain.attention.sel(layer=layer), edited.attention.sel(layer=layer), atol=1e-5)
 
 
-def test_the_edit_is_the_stream_without_that_write(runs):
+def test_the_edit_is_the_stream_without_that_write(any_model, runs):
     """At depth l + 1 the BOS row is the old one minus MLP(x)₀, and no other row has moved."""
     plain, edited = runs
     before, after = plain.stream.sel(depth=LAYER + 1), edited.stream.sel(depth=LAYER + 1)
-    without = before.isel(pos=0) - plain.writes.sel(layer=LAYER).isel(pos=0)
+    if is_encoder(any_model):
+        enters, attention = plain.stream.sel(depth=LAYER), plain.attention_writes.sel(layer=LAYER)
+        without = block_output(any_model, LAYER, enters, attention, edited.writes.sel(layer=LAYER))[:, 0]
+    else:
+        without = before.isel(pos=0) - plain.writes.sel(layer=LAYER).isel(pos=0)
     np.testing.assert_allclose(after.isel(pos=0), without, atol=1e-5)
     assert np.array_equal(before.isel(pos=slice(1, None)), after.isel(pos=slice(1, None)))
 
@@ -70,32 +97,36 @@ def test_metrics_see_the_edited_write(runs):
 
 
 def test_the_stream_is_the_sum_of_the_writes(any_model, tokens):
-    """x at depth l + 1 is x at depth l plus what attention and MLP of block l write."""
+    """x at depth l + 1 is x at depth l plus what attention and MLP of block l write (on BERT, normalised)."""
     ds = measure(any_model, tokens, RAW, progress=False)
     for layer in range(any_model.cfg.n_layers):
-        total = ds.stream.sel(depth=layer) + ds.attention_writes.sel(layer=layer) + ds.writes.sel(layer=layer)
-        np.testing.assert_allclose(ds.stream.sel(depth=layer + 1), total, atol=1e-5)
+        writes = ds.attention_writes.sel(layer=layer), ds.writes.sel(layer=layer)
+        wanted = block_output(any_model, layer, ds.stream.sel(depth=layer), *writes)
+        np.testing.assert_allclose(ds.stream.sel(depth=layer + 1), wanted, atol=1e-5)
 
 
 def test_a_later_token_changes_no_earlier_row(any_model, tokens):
-    """Causality of the model as measured: the last token is seen by nobody before it."""
+    """Causality of the model as measured: the last token is seen by nobody before it, or, on BERT, by all."""
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 100 + 3
-    one, two = (measure(any_model, t, RAW, progress=False) for t in (tokens, changed))
-    np.testing.assert_allclose(
-        one.stream.isel(pos=slice(0, -1)), two.stream.isel(pos=slice(0, -1)), atol=1e-6
-    )
-    assert not np.allclose(one.stream.isel(pos=-1), two.stream.isel(pos=-1), atol=1e-3)
+    one, two = (measure(any_model, t, RAW, progress=False).stream for t in (tokens, changed))
+    if is_encoder(any_model):
+        embedded, first = (slice(0, 1), slice(1, 2))
+        np.testing.assert_array_equal(one[:, embedded, :-1], two[:, embedded, :-1])
+        assert (abs(one - two)[:, first].max("d_model") > 1e-4).all()
+    else:
+        np.testing.assert_allclose(one.isel(pos=slice(0, -1)), two.isel(pos=slice(0, -1)), atol=1e-6)
+    assert not np.allclose(one.isel(pos=-1), two.isel(pos=-1), atol=1e-3)
 
 
 def test_attention_ablation_acts_on_the_attention(any_model, tokens):
     """Zeroing `attn_out` leaves the block's own pattern and takes its write away."""
-    edit = zero_ablation("attn_out", layers=LAYER, positions=None)
     plain = measure(any_model, tokens, RAW, progress=False)
-    edited = measure(any_model, tokens, RAW, interventions=[edit], progress=False)
+    edited = measure_edited(any_model, tokens, zero_ablation("attn_out", layers=LAYER, positions=None))
     assert np.array_equal(plain.attention.sel(layer=LAYER), edited.attention.sel(layer=LAYER))
     assert not edited.attention_writes.sel(layer=LAYER).any()
-    after = edited.stream.sel(depth=LAYER) + edited.writes.sel(layer=LAYER)
+    writes = edited.attention_writes.sel(layer=LAYER), edited.writes.sel(layer=LAYER)
+    after = block_output(any_model, LAYER, edited.stream.sel(depth=LAYER), *writes)
     np.testing.assert_allclose(edited.stream.sel(depth=LAYER + 1), after, atol=1e-5)
 
 

@@ -40,7 +40,8 @@ def test_axes_are_the_declared_ones(any_model, tokens):
         "prompt": len(tokens), "depth": cfg.n_layers + 1, "layer": cfg.n_layers, "head": cfg.n_heads,
         "top": 3, "rank": 8,
     }  # fmt: skip
-    assert set(ds.data_vars) == {m.name for m in list_metrics()}
+    vocabulary_ids = {f"{m.name}_id" for m in list_metrics() if m.units == "token"}
+    assert set(ds.data_vars) == {m.name for m in list_metrics()} | vocabulary_ids
     for metric in list_metrics():
         array = ds[metric.name]
         assert array.dims == metric.axes
@@ -63,23 +64,26 @@ def test_stream_equals_cache_at_another_position(tokens, position, llama):
     assert ds.position_token.values.tolist() == [str(int(row[position])) for row in tokens]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, "auto"])
-def test_mixed_lengths_equal_one_at_a_time(any_model, prompts, batch_size):
-    """Padding reaches no metric: a batch of mixed lengths gives the numbers of every prompt alone."""
-    together = measure(any_model, prompts, EVERYTHING, batch_size=batch_size, progress=False)
-    alone = mcr_lens.merge(
-        *(
-            measure(any_model, p, EVERYTHING, progress=False)
-            for p in (prompts if batch_size in (3, "auto") else prompts[:2])
-        )
-    )
-    together = together.isel(prompt=range(alone.sizes["prompt"]))
-    assert together.n_tokens.values.tolist() == [len(p) for p in prompts][: alone.sizes["prompt"]]
+def same_as_alone(model, prompts, batch_size) -> None:
+    """Measured together in batches and measured one by one: the same numbers."""
+    together = measure(model, prompts, EVERYTHING, batch_size=batch_size, progress=False)
+    alone = mcr_lens.merge(*(measure(model, p, EVERYTHING, progress=False) for p in prompts))
+    assert together.n_tokens.values.tolist() == [len(p) for p in prompts]
     assert together.prompt_hash.values.tolist() == alone.prompt_hash.values.tolist()
-    for metric in list_metrics():
-        np.testing.assert_allclose(
-            together[metric.name], alone[metric.name], rtol=1e-5, atol=1e-5, err_msg=metric.name
-        )
+    assert set(together.data_vars) == set(alone.data_vars)
+    for name in together.data_vars:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_mixed_lengths_equal_one_at_a_time(any_model, prompts):
+    """Padding reaches no metric: a batch of mixed lengths gives the numbers of every prompt alone."""
+    same_as_alone(any_model, prompts, 3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, "auto"])
+def test_mixed_lengths_in_batches_of_any_size(llama, prompts, batch_size):
+    """So does every other way to cut the prompts into batches."""
+    same_as_alone(llama, prompts, batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -118,7 +122,7 @@ def test_one_metric_alone_is_the_same_as_among_all(llama, tokens):
     everything = measure(llama, tokens, EVERYTHING, progress=False)
     for metric in list_metrics():
         alone = measure(llama, tokens, [metric.name], progress=False)
-        assert list(alone.data_vars) == [metric.name]
+        assert set(alone.data_vars) - {f"{metric.name}_id"} == {metric.name}
         xr.testing.assert_identical(alone[metric.name], everything[metric.name])
 
 
