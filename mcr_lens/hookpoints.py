@@ -178,7 +178,7 @@ def _norms_inside_attention(model: HookedModel) -> bool:
 
 def _is_post_norm(model: HookedModel) -> bool:
     """Whether a norm stands behind each addition to the stream (BERT, RoBERTa, OPT-350m)."""
-    before = getattr(_text_config(model), "do_layer_norm_before", True)
+    before = getattr(text_config(model), "do_layer_norm_before", True)
     return _norms_inside_attention(model) or before is False
 
 
@@ -207,48 +207,10 @@ def check_pattern(model: Any, names: Sequence[str]) -> None:
         )
 
 
-def attention_window(model: HookedModel, layer: int) -> int | None:
-    """How many keys a query of this layer sees at most (itself included); None for no limit."""
-    cfg = model.cfg
-    if getattr(cfg, "use_local_attn", False) and getattr(cfg, "attn_types", None):
-        return cfg.window_size if cfg.attn_types[layer] == "local" else None
-    config = _text_config(model)
-    if getattr(config, "attention_layers", None):  # GPT-Neo has names of its own
-        return config.window_size if config.attention_layers[layer] == "local" else None
-    window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(config, "layer_types", None)
-    return window if kinds is None or kinds[layer] == "sliding_attention" else None
-
-
-def _text_config(model: HookedModel) -> Any:
+def text_config(model: HookedModel) -> Any:
     """Hugging Face's configuration of the language model, which may be a part of a larger one (Gemma-3)."""
     config: Any = getattr(getattr(model, "original_model", None), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def is_causal(model: HookedModel) -> bool:
-    """Whether queries see only earlier keys (decoders) or all of them (encoders such as BERT)."""
-    # TransformerLens 3.9 calls BERT's bridge causal, so the architecture's name is asked as well.
-    masked = str(getattr(model.cfg, "architecture", None) or "").endswith("ForMaskedLM")
-    return getattr(model.cfg, "attention_dir", "causal") == "causal" and not masked
-
-
-def visible_mask(
-    length: int, *, causal: bool = True, window: int | None = None, device: Any = None
-) -> torch.Tensor:
-    """Which keys each query can see, [query key]: earlier ones and itself, at most `window` of them.
-
-    >>> visible_mask(3, window=2).int()
-    tensor([[1, 0, 0],
-            [1, 1, 0],
-            [0, 1, 1]], dtype=torch.int32)
-    """
-    mask = torch.ones(length, length, dtype=torch.bool, device=device)
-    if causal:
-        mask = mask.tril()
-    return mask.triu(1 - window) if window else mask
 
 
 def output_projection(model: Any, layer: int) -> Any:

@@ -20,7 +20,6 @@ from mcr_lens.hookpoints import (
     check_pattern,
     context_length,
     hook_names,
-    is_causal,
     model_name,
     output_projection,
 )
@@ -28,6 +27,7 @@ from mcr_lens.liveness import check_edit
 from mcr_lens.probing import LayerFacts, Probe, layer_facts
 from mcr_lens.prompts import own_bos
 from mcr_lens.provenance import processing
+from mcr_lens.visibility import is_causal
 
 NEEDED = ("resid", "attn_out", "mlp_out", "value", "pattern", "z")
 """What the default metrics read."""

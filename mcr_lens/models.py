@@ -167,7 +167,8 @@ def _wrap(model: Any, kind: Any, device: Any, device_map: Any, tokenizer: Any) -
 def _prepared(tokenizer: Any) -> Any:
     """TransformerLens looks for a name and wants a tokenizer that adds its BOS, or fetches another one."""
     tokenizer.init_kwargs.setdefault("name_or_path", tokenizer.name_or_path or "local")
-    tokenizer.add_bos_token = True
+    # Said this way, and not by the attribute: setting that rewrites the template, and [CLS], [SEP] are gone.
+    tokenizer.init_kwargs["add_bos_token"] = True
     return tokenizer
 
 

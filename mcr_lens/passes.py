@@ -6,16 +6,10 @@ import einops
 import torch
 from torch import Tensor
 
-from mcr_lens.hookpoints import (
-    READS,
-    HookedModel,
-    attention_window,
-    is_causal,
-    output_projection,
-    visible_mask,
-)
+from mcr_lens.hookpoints import READS, HookedModel, output_projection
 from mcr_lens.plan import Plan, Site
 from mcr_lens.rows import Rows, group_rows
+from mcr_lens.visibility import attention_chunk, attention_window, layer_mask
 
 MASKS = 8
 """How many attention masks are kept: prompts of one length follow each other, layers alternate windows."""
@@ -43,14 +37,11 @@ class Statics:
         return known
 
     def _mask(self, layer: int, length: int, device: torch.device) -> Tensor:
-        window = attention_window(self._model, layer)
-        key = (window, length, device)
+        key = (attention_window(self._model, layer), attention_chunk(self._model, layer), length, device)
         if key not in self._masks:
             if len(self._masks) >= MASKS:
                 self._masks.clear()
-            self._masks[key] = visible_mask(
-                length, causal=is_causal(self._model), window=window, device=device
-            )
+            self._masks[key] = layer_mask(self._model, layer, length, device)
         return self._masks[key]
 
 

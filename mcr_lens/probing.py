@@ -8,15 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcr_lens.hookpoints import (
-    READS,
-    HookedModel,
-    attention_window,
-    context_length,
-    is_causal,
-    trying,
-    visible_mask,
-)
+from mcr_lens.hookpoints import READS, HookedModel, context_length, trying
+from mcr_lens.visibility import attention_chunk, attention_window, is_causal, visible_mask
 
 SHORTEST, LONGEST = 16, 1032
 """Tokens of the probe: enough to reach beyond the shortest window, within reason."""
@@ -92,7 +85,9 @@ def layer_facts(model: HookedModel, probe: Probe, layer: int) -> LayerFacts:
     return LayerFacts(
         layer=layer,
         window=window,
-        mask_problem=_mask_problem(probe.seen.get(layer), is_causal(model), window),
+        mask_problem=_mask_problem(
+            probe.seen.get(layer), is_causal(model), window, attention_chunk(model, layer)
+        ),
         row_sum=probe.sums.get(layer, (float("nan"), float("nan"))),
         adds_up=_close(parts, after, probe.dtype),
         mid_adds_up=middle is None or _close(parts[:2], middle, probe.dtype),
@@ -100,12 +95,12 @@ def layer_facts(model: HookedModel, probe: Probe, layer: int) -> LayerFacts:
     )
 
 
-def _mask_problem(seen: Tensor | None, causal: bool, window: int | None) -> str:
+def _mask_problem(seen: Tensor | None, causal: bool, window: int | None, chunk: int | None) -> str:
     """Where the pattern disagrees with the keys that mcr_lens takes for visible, in words; "" if nowhere."""
     if seen is None:
         return ""
     length = seen.shape[0]
-    claimed = visible_mask(length, causal=causal, window=window)
+    claimed = visible_mask(length, causal=causal, window=window, chunk=chunk)
     offset = torch.arange(length)[:, None] - torch.arange(length)
     outside = (seen & ~claimed).nonzero().tolist()
     if outside:

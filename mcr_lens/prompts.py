@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mcr_lens.hookpoints import HookedModel, context_length, is_causal, model_name
+from mcr_lens.hookpoints import HookedModel, context_length, model_name
+from mcr_lens.visibility import is_causal
 
 BOS_ADVICE = "pass prepend_bos='auto' (the tokenizer's own BOS where it has one), True or False"
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from models import FAMILIES, bridge, hugging_face, tokenizer
 from probes import attention, stream
+from tokenizers import processors
 from torch import Tensor
 
 import mcr_lens
@@ -180,3 +181,16 @@ def test_compatibility_mode_without_processing(tokens):
     raw = measure(bridge("gpt2"), tokens, progress=False)
     for name in ds.data_vars:
         np.testing.assert_allclose(ds[name], raw[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_an_encoders_tokenizer_keeps_its_ends():
+    """[CLS] and [SEP] stay around a text, and the user's tokenizer stays as it was."""
+    ours = tokenizer()
+    ours._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 1)]
+    )
+    before = ours("abc").input_ids
+    assert before[0] == 0 and before[-1] == 1
+    model = load_model(hugging_face("bert"), tokenizer=ours, verbose=False)
+    ds = measure(model, "abc", ["strongest_token"], progress=False)
+    assert int(ds.n_tokens[0]) == len(before) and ours("abc").input_ids == before

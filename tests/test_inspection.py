@@ -11,9 +11,10 @@ from refusals import refused
 from traces import hook_census
 
 from mcr_lens import MissingHookPointError, load_model, measure, observe, probing
-from mcr_lens.hookpoints import READS, WrongWeightsError, attention_window, hook_names
+from mcr_lens.hookpoints import READS, WrongWeightsError, hook_names
 from mcr_lens.inspection import inspect_model
 from mcr_lens.testing.families import _COMMON, _GROUPED, _TOKENS
+from mcr_lens.visibility import attention_window
 
 WINDOWS = {
     "MistralForCausalLM": [4, 4, 4, 4],

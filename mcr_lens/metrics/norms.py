@@ -75,7 +75,7 @@ def top_rows(token_norms: Float[Tensor, "batch pos"]) -> TopRows:
 
 @derived
 def largest_activations(resid: Float[Tensor, "batch pos d_model"]) -> Largest:
-    """The three largest activations by magnitude, with token and dimension."""
+    """The three largest activations by magnitude, with token and dimension; among equals, any."""
     magnitude, flat = _at_least_float32(resid).abs().flatten(1).topk(TOP, dim=1)
     d_model = resid.shape[-1]
     return Largest(magnitude, flat // d_model, flat % d_model)

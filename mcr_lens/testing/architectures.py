@@ -19,9 +19,7 @@ keys), behind the bridge of TransformerLens 3.9 and of 4.x, with the same outcom
 read and edited, and with which meaning; it says nothing about trained weights. On these models every metric
 agrees with an independent float64 reference (`tests/test_reference.py`). For a model of your own:
 
-    from mcr_lens.inspection import inspect_model
-
-    print(inspect_model(model))
+    print(mcr_lens.inspect_model(model))  # or, in a shell: mcr-lens inspect NAME
 """
 
 COLUMNS = """
