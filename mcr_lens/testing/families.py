@@ -66,7 +66,8 @@ FAMILIES: dict[str, Family] = {
                 "ffn_dim": 64, "max_position_embeddings": CONTEXT, "word_embed_proj_dim": WIDTH, **_TOKENS,
             },
             "learned positions, LayerNorm, ReLU",
-            "the attention pattern can be read, not edited: attention stays Hugging Face's own",
+            "attention stays Hugging Face's own: the pattern can be read, not edited, and under sdpa it is "
+            "never computed, so `load_model` asks for eager attention and `measure` refuses sdpa",
         ),
         Family(
             "neox",
@@ -161,7 +162,7 @@ FAMILIES: dict[str, Family] = {
             "an encoder: every token sees every token, LayerNorm behind each addition",
             "post-norm: the stream is not the sum of the writes; TransformerLens' hook_attn_out and "
             "hook_resid_mid mean other tensors there, so the first is read elsewhere and the second "
-            "refused; the attention pattern can be read, not edited",
+            "refused; pattern and sdpa as for `opt`",
             auto_class=hf.AutoModelForMaskedLM,
         ),
     )
