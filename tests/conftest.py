@@ -8,7 +8,6 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 import jaxtyping
 import pytest
 import torch
-from models import FAMILIES, GENERATION, bridge, hooked_transformer, hooked_twin
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
@@ -29,20 +28,38 @@ def as_for_users():
 @pytest.fixture(scope="session")
 def llama():
     """A Llama-like bridge with grouped heads: 4 layers, 4 heads, width 32, vocabulary 128."""
+    from models import bridge
+
     return bridge("llama")
 
 
-BRIDGES = {family: (bridge, family) for family in FAMILIES}
-# The rest of HOOKED is measured in test_reference and test_inspection.
-TWINS = {f"hooked_{f}": (hooked_twin, f) for f in ("gpt2", "neox", "llama3", "gemma2")}
-HOOKED_TRANSFORMERS = {"hooked_transformer": (hooked_transformer,), **TWINS} if GENERATION < 4 else {}
+# Nothing of mcr_lens is imported before jaxtyping has put its checks in place, which older versions refuse:
+# so names are looked up when tests are collected, and models imported where they are made.
 
 
-@pytest.fixture(scope="session", params={**BRIDGES, **HOOKED_TRANSFORMERS}.items(), ids=lambda item: item[0])
+def pytest_generate_tests(metafunc):
+    """`any_model`: every family through the bridge, and HookedTransformer where there still is one."""
+    if "any_model" not in metafunc.fixturenames:
+        return
+    from models import FAMILIES, GENERATION
+
+    # The rest of HOOKED is measured in test_reference and test_inspection.
+    twins = [f"hooked_{family}" for family in ("transformer", "gpt2", "neox", "llama3", "gemma2")]
+    names = [*FAMILIES, *(twins if GENERATION < 4 else [])]
+    metafunc.parametrize("any_model", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def any_model(request):
-    """Every family through the bridge, and HookedTransformer where TransformerLens still has it."""
-    make, *arguments = request.param[1]
-    return make(*arguments)
+    """One model by its name (see `pytest_generate_tests`)."""
+    from models import bridge, hooked_transformer, hooked_twin
+
+    name = request.param
+    if name == "hooked_transformer":
+        return hooked_transformer()
+    if name.startswith("hooked_"):
+        return hooked_twin(name.removeprefix("hooked_"))
+    return bridge(name)
 
 
 @pytest.fixture
