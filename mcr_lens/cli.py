@@ -23,6 +23,11 @@ app = typer.Typer(
 
 DEMO_PROMPTS = "demo/prompts.txt"
 
+ModelName = Annotated[str, typer.Argument(help='Hugging Face name, local folder, or "demo".')]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: a GPU where there is one).")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+
 
 class Bos(StrEnum):
     """Whether to put BOS in front of every prompt."""
@@ -101,7 +106,7 @@ def demo(
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Argument(help='Hugging Face name, local folder, or "demo".')],
+    model: ModelName,
     prompts: Annotated[Path, typer.Option(help="Text file with one prompt a line, or JSON Lines (.jsonl).")],
     out: Annotated[Path, typer.Option(help="Folder for result.nc and report.html.")],
     field: Annotated[
@@ -122,11 +127,9 @@ def measure(
         int, typer.Option(min=0, help="The token to take for BOS, counted from 0 at the first token.")
     ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, … (default: a GPU where there is one).")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    revision: Revision = None,
 ) -> None:
     """Measure a model on prompts from a file; write result.nc and report.html, and print a table."""
     with in_words():
@@ -146,12 +149,10 @@ def measure(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help='Hugging Face name, local folder, or "demo".')],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, … (default: a GPU where there is one).")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    model: ModelName,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    revision: Revision = None,
 ) -> None:
     """Say what can be measured in a model, and what to know before believing it."""
     with in_words():
