@@ -1,104 +1,183 @@
-"""What can be changed in a forward pass, as a value that is written into the result?"""
+"""What can be changed in a forward pass, as a value that is written into the result?
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+An `Intervention` says where (a site, layers, positions, heads) and what (an edit); it knows no model. In a
+forward pass it becomes plain hooks, for `measure`, `compare`, `intervene` or TransformerLens by hand.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcr_lens.hookpoints import READS, HookedModel, check_model, hook_names
+from mcr_lens import edits
+from mcr_lens.activations import check_layers, check_site, record_activations, site_names
+from mcr_lens.batches import running_numbers
+from mcr_lens.edits import Apply, Edit, Vector
+from mcr_lens.hookpoints import HookedModel, check_model
 from mcr_lens.liveness import check_edit, warn_indirect
+from mcr_lens.positions import Given, Picker, Positions, describe, integers, read_positions
 
-EDITABLE = ("mlp_out", "attn_out")
+Layers = int | Sequence[int]
 
 
 @dataclass(frozen=True)
-class ZeroAblation:
-    """Set what some blocks write to zero at some positions; everything else stays as it is.
+class Intervention:
+    """An edit of what some blocks write, at some positions; everything else stays as it is.
 
-    Positions are absolute, counted from the first position of the batch, so give it batches without left
-    padding. With a key-value cache a decoding step holds later positions only, and is edited there or not
-    at all.
+    Made by `zero_ablation` and its siblings; equal to another that says the same. Positions are absolute,
+    counted from the first position of the batch, so give it batches without left padding; while decoding
+    with a key-value cache they are those of the whole sequence.
     """
 
     site: str
     layers: tuple[int, ...]
-    positions: tuple[int, ...] | None  # None: everywhere
+    positions: Positions  # None: everywhere
+    edit: Edit
+    heads: tuple[int, ...] | None = None  # of site "z"; None: all
 
     def fwd_hooks(self, model: HookedModel) -> list[tuple[str, Any]]:
         """Pairs (hook name, callback) for `run_with_hooks`, `model.hooks` or `measure`.
 
-        Every hook point is first tried out on two tokens (see `check_edit`).
+        Every hook point is first tried out on two tokens (see `check_edit`); an edit that needs reference
+        prompts runs them here.
 
         Warns:
             IndirectEditWarning: the model normalises behind the hook point.
 
         Raises:
-            ValueError: a layer that the model does not have, or a missing hook point.
+            ValueError: a layer, head or token that the model does not have, or a vector of another width.
+            MissingHookPointError: the model lacks the hook point.
             SwallowedEditError: the model drops edits there.
+            PatternNotComputedError: without the attention pattern, nothing tells how long the cache is.
         """
         check_model(model)
-        names = hook_names(model, self.site)
-        wrong = [layer for layer in self.layers if not 0 <= layer < len(names)]
-        if wrong:
-            raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0..{len(names) - 1}")
+        names = site_names(model, self.site)
+        check_layers(model, self.layers)
+        self._check_heads(model)
         if check_edit(model, self.site, self.layers) != "exact":
             warn_indirect(model, self.site)
+        cfg: Any = model.cfg
+        width = int(cfg.d_head if self.site == "z" else cfg.d_model)
+        functions = self.edit.bind(self.layers, width, lambda: self._collect(model))
         hooks: list[tuple[str, Any]] = []
         for layer in self.layers:
-            edit = _Zero(self.positions)
-            pattern = READS["pattern"].template.format(layer=layer)
-            if self.positions is not None and pattern in model.hook_dict:
-                hooks.append((pattern, edit.watch))
-            hooks.append((names[layer], edit))
+            picker = Picker(model, self.positions, layer)
+            hooks += [*picker.hooks, (names[layer], _Callback(picker, functions[layer], self.heads))]
         return hooks
 
     def describe(self) -> dict[str, Any]:
         """The intervention as JSON values."""
-        return {"kind": "zero_ablation", **asdict(self)}
+        about = {
+            "kind": self.edit.kind,
+            "site": self.site,
+            "layers": list(self.layers),
+            "positions": describe(self.positions),
+        }
+        if self.heads is not None:
+            about["heads"] = list(self.heads)
+        return about | self.edit.describe()
+
+    def _check_heads(self, model: HookedModel) -> None:
+        last = model.cfg.n_heads - 1
+        wrong = [head for head in self.heads or () if head > last]
+        if wrong:
+            raise ValueError(f"head {wrong[0]} does not exist: the model has heads 0..{last}")
+
+    def _collect(self, model: HookedModel) -> dict[int, Tensor]:
+        rows = record_activations(
+            model, list(self.edit.reference), self.site, layers=self.layers, positions=self.positions
+        )
+        if self.heads is None:
+            return rows
+        return {layer: found[:, list(self.heads)] for layer, found in rows.items()}
 
 
-class _Zero:
-    """The callback of one layer; the pattern tells it how many positions the cache already holds."""
+class _Callback:
+    """The hook of one layer: it picks rows, edits them, and puts them back into a copy."""
 
-    def __init__(self, positions: tuple[int, ...] | None) -> None:
-        self._positions, self._cached = positions, 0
-
-    def watch(self, pattern: Tensor, hook: Any = None) -> None:
-        self._cached = pattern.shape[-1] - pattern.shape[-2]
+    def __init__(self, picker: Picker, function: Apply, heads: tuple[int, ...] | None) -> None:
+        self._picker, self._function = picker, function
+        self._heads = None if heads is None else list(heads)
 
     def __call__(self, tensor: Tensor, hook: Any = None) -> Tensor:
-        if self._positions is None:
-            return torch.zeros_like(tensor)
+        index = self._picker.pick(tensor)
+        if index is None:
+            return tensor
+        rows = tensor[index]
+        chosen = rows if self._heads is None else rows[..., self._heads, :]
+
+        def where() -> list[tuple[int, int]]:
+            numbers = running_numbers(tensor.shape[0])
+            return [(numbers[row], at) for row, at in self._picker.positions_of(tensor, index)]
+
+        changed = self._function(chosen, where)
+        if self._heads is not None:
+            rows = rows.clone()
+            rows[..., self._heads, :] = changed
+            changed = rows
         edited = tensor.clone()
-        here = [p - self._cached for p in self._positions]
-        edited[:, [p for p in here if 0 <= p < tensor.shape[1]]] = 0
+        edited[index] = changed
         return edited
 
 
-def zero_ablation(
-    site: str, *, layers: int | Sequence[int], positions: int | Sequence[int] | None = 0
-) -> ZeroAblation:
-    """Zero what `site` ("mlp_out" or "attn_out") writes in `layers` at `positions` (None: everywhere).
+@contextmanager
+def intervene(model: HookedModel, *interventions: Intervention) -> Iterator[None]:
+    """Run the model with interventions for the length of a `with` block, also in `model.generate`.
 
-    >>> zero_ablation("mlp_out", layers=1, positions=0).describe()["layers"]
-    (1,)
+        with mcr_lens.intervene(model, mcr_lens.zero_bos_mlp(1)):
+            text = model.generate("The river", max_new_tokens=20)
 
     Raises:
-        ValueError: an unknown site, no layers, or a negative layer or position.
+        As `Intervention.fwd_hooks`.
+
+    Source: this library.
     """
-    if site not in EDITABLE:
-        known = f"{', '.join(EDITABLE)}" + (" (it can be read)" if site in READS else "")
-        raise ValueError(f"site {site!r} cannot be ablated; pass one of {known}")
-    return ZeroAblation(
+    hooks = [hook for intervention in interventions for hook in intervention.fwd_hooks(model)]
+    with model.hooks(fwd_hooks=hooks):
+        yield
+
+
+def _make(
+    edit: Edit, site: str, layers: Layers, positions: Given, heads: int | Sequence[int] | None
+) -> Intervention:
+    check_site(site)
+    if heads is not None and site != "z":
+        raise ValueError(f"heads={heads!r} at site {site!r}: single heads are edited at site 'z'")
+    return Intervention(
         site,
-        _integers("layers", layers),
-        None if positions is None else _integers("positions", positions),
+        integers("layers", layers),
+        read_positions(positions),
+        edit,
+        None if heads is None else integers("heads", heads),
     )
 
 
-def zero_bos_mlp(layers: int | Sequence[int], *, position: int = 0) -> ZeroAblation:
+def zero_ablation(
+    site: str, *, layers: Layers, positions: Given = 0, heads: int | Sequence[int] | None = None
+) -> Intervention:
+    """Zero ablation, x ← 0, of what `site` writes in `layers` at `positions`.
+
+    Args:
+        site: "mlp_out", "attn_out", "z" (head outputs before W_O), or "resid" (the stream behind block l).
+        layers: one or more, counted from 0. Nothing up to that depth and layer changes.
+        positions: a number, several, a slice, "bos" (position 0), `at_tokens(...)`, or None for everywhere.
+        heads: of site "z" only; None for all of them.
+
+    >>> zero_ablation("mlp_out", layers=1, positions=0).describe()["layers"]
+    [1]
+
+    Raises:
+        ValueError: an unknown site, no layers, or a negative layer, position or head.
+
+    Source: arXiv 2510.06477, ablation at the emergence layer.
+    """
+    return _make(edits.Zero(), site, layers, positions, heads)
+
+
+def zero_bos_mlp(layers: Layers, *, position: int = 0) -> Intervention:
     """The paper's own ablation, x₀ ← x₀ + Attn(x)₀: zero the MLP output at BOS, attention kept.
 
     Other tokens are not touched; `position` is the token that is taken for BOS. Source: arXiv 2510.06477,
@@ -110,8 +189,177 @@ def zero_bos_mlp(layers: int | Sequence[int], *, position: int = 0) -> ZeroAblat
     return zero_ablation("mlp_out", layers=layers, positions=position)
 
 
-def _integers(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = (given,) if isinstance(given, int) else tuple(given)
-    if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
-        raise ValueError(f"{what}={given!r}: pass one or more numbers counted from 0")
-    return tuple(sorted(set(numbers)))
+def scale(
+    site: str,
+    factor: float | int,
+    *,
+    layers: Layers,
+    positions: Given = 0,
+    heads: int | Sequence[int] | None = None,
+) -> Intervention:
+    """Scale what `site` writes, x ← λ x: 1 changes nothing, 0 is the zero ablation.
+
+    Arguments as `zero_ablation`.
+
+    >>> scale("mlp_out", 0.5, layers=1).describe()["factor"]
+    0.5
+
+    Raises:
+        ValueError: as `zero_ablation`, or a factor that is not a finite number.
+
+    Source: this library (dose-response).
+    """
+    return _make(edits.Scale(_number("factor", factor)), site, layers, positions, heads)
+
+
+def mean_ablation(
+    site: str,
+    *,
+    layers: Layers,
+    prompts: Any,
+    positions: Given = 0,
+    heads: int | Sequence[int] | None = None,
+) -> Intervention:
+    """Mean ablation, x ← mean of x over the chosen positions of reference prompts.
+
+    The reference runs through the unedited model when hooks are made. Arguments as `zero_ablation`.
+
+    Raises:
+        ValueError: as `zero_ablation`, or no reference prompts.
+
+    Source: arXiv 2402.17762 (set to mean).
+    """
+    return _make(edits.Mean(_frozen(prompts)), site, layers, positions, heads)
+
+
+def resample_ablation(
+    site: str,
+    *,
+    layers: Layers,
+    prompts: Any,
+    positions: Given = 0,
+    heads: int | Sequence[int] | None = None,
+    seed: int = 0,
+) -> Intervention:
+    """Resample ablation, x ← x of another prompt, drawn from the chosen positions of reference prompts.
+
+    Drawn anew for every prompt and position, the same donor in every layer; batches make no difference in
+    `measure` and `compare`. Arguments as `zero_ablation`.
+
+    Raises:
+        ValueError: as `zero_ablation`, or no reference prompts.
+
+    Source: this library.
+    """
+    return _make(edits.Resample(_frozen(prompts), int(seed)), site, layers, positions, heads)
+
+
+def clamp_norm(
+    site: str,
+    limit: float | int,
+    *,
+    layers: Layers,
+    positions: Given = 0,
+    heads: int | Sequence[int] | None = None,
+) -> Intervention:
+    """Clamp the norm, x ← x · min(1, limit / ‖x‖), in the units of the residual stream; the direction stays.
+
+    Arguments as `zero_ablation`; at site "z" the norm is that of a single head.
+
+    Raises:
+        ValueError: as `zero_ablation`, or a limit that is not a non-negative number.
+
+    Source: this library (direct manipulation of the norm).
+    """
+    return _make(edits.ClampNorm(_number("limit", limit, least=0)), site, layers, positions, heads)
+
+
+def remove_direction(
+    site: str,
+    direction: Any,
+    *,
+    layers: Layers,
+    positions: Given = 0,
+    heads: int | Sequence[int] | None = None,
+) -> Intervention:
+    """Remove a direction, x ← x − (x·u) u with u = direction / ‖direction‖.
+
+    Arguments as `zero_ablation`; `direction` is a tensor, array or list of d_model numbers (z: d_head).
+
+    Raises:
+        ValueError: as `zero_ablation`, or a direction that is zero or not a row of finite numbers.
+
+    Source: this library.
+    """
+    unit = Vector.of("direction", direction)
+    if not bool(unit.numbers.any()):
+        raise ValueError("direction is zero, so there is nothing to remove; pass a nonzero one")
+    return _make(edits.RemoveDirection(unit), site, layers, positions, heads)
+
+
+def inject(
+    site: str,
+    *,
+    layers: Layers,
+    positions: Given,
+    vector: Any = None,
+    norm: float | int | None = None,
+    heads: int | Sequence[int] | None = None,
+) -> Intervention:
+    """Inject a vector, x ← x + v, or a norm, x ← norm · x / ‖x‖, at any token.
+
+    Arguments as `zero_ablation`, and one of the two: `vector`, d_model numbers (z: d_head), or `norm`, in the
+    units of the residual stream (a zero row stays zero). `record_activations` gives a vector to inject.
+
+    Raises:
+        ValueError: as `zero_ablation`, both or none of `vector` and `norm`, or not finite numbers.
+
+    Source: this library (artificial induction).
+    """
+    if (vector is None) == (norm is None):
+        raise ValueError("inject takes either vector= (added to what is there) or norm= (the length it gets)")
+    edit: Edit
+    if vector is not None:
+        edit = edits.Add(Vector.of("vector", vector))
+    else:
+        edit = edits.SetNorm(_number("norm", norm, least=0))
+    return _make(edit, site, layers, positions, heads)
+
+
+def random_direction(
+    site: str,
+    *,
+    layers: Layers,
+    positions: Given = 0,
+    seed: int = 0,
+    heads: int | Sequence[int] | None = None,
+) -> Intervention:
+    """Turn what `site` writes into a random direction of the same norm, x ← ‖x‖ u with u random.
+
+    One u for each layer and seed, the same for every prompt: is it the norm that matters, or the direction?
+    Arguments as `zero_ablation`.
+
+    Raises:
+        ValueError: as `zero_ablation`.
+
+    Source: this library (matched control).
+    """
+    return _make(edits.RandomDirection(int(seed)), site, layers, positions, heads)
+
+
+def _number(what: str, given: Any, least: int | None = None) -> float:
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not number or given != given or abs(given) == float("inf") or (least is not None and given < least):
+        allowed = "a finite number" if least is None else f"a finite number from {least} on"
+        raise ValueError(f"{what}={given!r}: pass {allowed}")
+    return float(given)
+
+
+def _frozen(prompts: Any) -> tuple[Any, ...]:
+    """Reference prompts as a value: strings, and token ids as tuples."""
+    items = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not items:
+        raise ValueError("prompts is empty; pass at least one reference prompt")
+    if all(isinstance(i, int) for i in items):
+        items = [items]
+    return tuple(i if isinstance(i, str) else tuple(torch.as_tensor(i).tolist()) for i in items)

@@ -5,7 +5,7 @@ A hook point can exist, fire, and still throw away what a callback returns. An a
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -32,8 +32,10 @@ def check_edit(model: HookedModel, site: str, layers: int | Sequence[int]) -> Li
     """Try out whether an edit of what a block writes reaches the residual stream, and how.
 
     A random vector v is added at position 0, on two tokens. "exact": the stream behind the block changes by
-    v, x ← x + v (and by what the block's MLP answers to it, for an edit before the MLP). "through a norm": it
-    changes by something else (post-norm encoders such as BERT). Each hook point of a model is tried once.
+    v, x ← x + v (and by what the block's MLP answers to it, for an edit before the MLP; for head outputs "z",
+    by what the attention writes then). "through a norm": it changes by something else (post-norm encoders
+    such as BERT). For the stream itself ("resid" at layer l: behind block l), what comes next must change.
+    Each hook point of a model is tried once.
 
     Raises:
         SwallowedEditError: the stream does not change: this version of TransformerLens drops the edit.
@@ -47,7 +49,7 @@ def check_edit(model: HookedModel, site: str, layers: int | Sequence[int]) -> Li
     known = _known(model)
     found: Liveness = "exact"
     for layer in chosen:
-        key = (writes[layer], stream[layer + 1])
+        key = (stream[layer + 1] if site == "resid" else writes[layer], stream[layer + 1])
         if key not in known:
             known[key] = _try(model, site, layer, *key)
         if known[key] != "exact":
@@ -73,26 +75,49 @@ def _known(model: Any) -> dict[tuple[str, str], Liveness]:
 
 
 def _try(model: HookedModel, site: str, layer: int, write: str, stream: str) -> Liveness:
-    mlp = hook_names(model, "mlp_out")[layer]
-    before = _run(model, mlp, stream, [])
+    if site == "resid":
+        return _try_stream(model, layer, stream)
+    watched = {"mlp": hook_names(model, "mlp_out")[layer], "stream": stream}
+    if site == "z":
+        watched["attention"] = hook_names(model, "attn_out")[layer]
+    before, _ = _run(model, watched, [])
     # As long as the row itself, so that no rounding can hide it.
-    edit = _Add(before[stream].float().norm(dim=-1).clamp_min(1).max())
-    after = _run(model, mlp, stream, [(write, edit)])
+    edit = _Add(before["stream"].float().norm(dim=-1).clamp_min(1).max())
+    after, _ = _run(model, watched, [(write, edit)])
     if edit.added is None:
         raise SwallowedEditError(
             f"{model_name(model)} never reaches {write!r} in a plain forward pass, so it cannot be edited"
         )
-    change = (after[stream] - before[stream]).float()
-    if not bool(change.any()):
-        raise SwallowedEditError(
-            f"{model_name(model)} drops what is written at {write!r} (layer {layer}): an edit of {site!r} "
-            "changes nothing there; use another site, or a version of TransformerLens that keeps it"
-        )
+    change = {name: (after[name] - before[name]).float() for name in watched}
+    if not bool(change["stream"].any()):
+        raise _swallowed(model, site, layer, write)
     # The MLP behind an edited attention answers to it; an edited MLP reads as edited.
-    wanted = (after[mlp] - before[mlp]).float() + (0 if write == mlp else edit.added.float())
-    close = 4 * torch.finfo(before[stream].dtype).eps ** 0.5  # half the digits
-    exact = float((change - wanted).norm()) <= close * float(wanted.norm())
+    wanted = change["mlp"] + (0 if site == "mlp_out" else change.get("attention", edit.added.float()))
+    close = 4 * torch.finfo(before["stream"].dtype).eps ** 0.5  # half the digits
+    exact = float((change["stream"] - wanted).norm()) <= close * float(wanted.norm())
     return "exact" if exact else "through a norm"
+
+
+def _try_stream(model: HookedModel, layer: int, stream: str) -> Liveness:
+    """Whether what reads the stream behind a block sees an edit of it: the next attention, or the logits."""
+    last = layer == model.cfg.n_layers - 1
+    watched = {"stream": stream}
+    if not last:
+        watched["next"] = hook_names(model, "attn_out")[layer + 1]
+    before, logits = _run(model, watched, [], logits=last)
+    edit = _Add(before["stream"].float().norm(dim=-1).clamp_min(1).max())
+    after, changed = _run(model, watched, [(stream, edit)], logits=last)
+    reader = (logits, changed) if last else (before["next"], after["next"])
+    if torch.equal(*reader):
+        raise _swallowed(model, "resid", layer, stream)
+    return "exact"
+
+
+def _swallowed(model: HookedModel, site: str, layer: int, write: str) -> SwallowedEditError:
+    return SwallowedEditError(
+        f"{model_name(model)} drops what is written at {write!r} (layer {layer}): an edit of {site!r} "
+        "changes nothing there; use another site, or a version of TransformerLens that keeps it"
+    )
 
 
 class _Add:
@@ -104,24 +129,26 @@ class _Add:
 
     def __call__(self, tensor: Tensor, hook: Any = None) -> Tensor:
         g = torch.Generator().manual_seed(0)
-        noise = torch.randn(tensor.shape[-1], generator=g)
+        noise = torch.randn(tensor.shape[2:], generator=g)
         self.added = (noise * self.length.cpu() / noise.norm()).to(tensor)
         edited = tensor.clone()
         edited[:, 0] += self.added
         return edited
 
 
-def _run(model: HookedModel, mlp: str, stream: str, edits: list[tuple[str, Any]]) -> dict[str, Tensor]:
-    """Row 0 of what the MLP writes and of the stream behind the block, on two tokens."""
+def _run(
+    model: HookedModel, watched: Mapping[str, str], edits: list[tuple[str, Any]], *, logits: bool = False
+) -> tuple[dict[str, Tensor], Any]:
+    """Row 0 of the tensors at these hook points, on two tokens, and the logits if they are wanted."""
     seen: dict[str, Tensor] = {}
 
     def keep(tensor: Tensor, hook: Any = None, *, name: str) -> None:
         seen[name] = tensor.detach()[:, 0].clone()
 
-    hooks = [*edits, *((name, partial(keep, name=name)) for name in (mlp, stream))]
+    hooks = [*edits, *((point, partial(keep, name=name)) for name, point in watched.items())]
     with trying(model, hooks) as tokens:
-        model(tokens, return_type=None)
-    silent = [name for name in (mlp, stream) if name not in seen]
+        output = model(tokens, return_type="logits" if logits else None)
+    silent = [point for name, point in watched.items() if name not in seen]
     if silent:
         raise HookDidNotFireError(f"{model_name(model)} never reaches {silent[0]!r} in a plain forward pass")
-    return seen
+    return seen, output

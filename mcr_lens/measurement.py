@@ -1,17 +1,18 @@
 """The main job: prompts in, one labelled Dataset out."""
 
-import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
+from mcr_lens.batches import forward_arguments, in_batches, running
 from mcr_lens.hookpoints import HookedModel, check_model
+from mcr_lens.interventions import Intervention
 from mcr_lens.observer import Observer
-from mcr_lens.prompts import Prompt, make_batches, read_prompts, stack
+from mcr_lens.prompts import Prompt, read_prompts
 from mcr_lens.provenance import ProcessedWeightsWarning, processing
 
 
@@ -28,7 +29,7 @@ def measure(
     max_length: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
     position: int = 0,
-    interventions: Sequence[Any] = (),
+    interventions: Sequence[Intervention] = (),
     progress: bool = True,
 ) -> xr.Dataset:
     """Run a model over prompts and return every metric, by prompt and by depth, layer and head.
@@ -54,47 +55,77 @@ def measure(
         UnknownMetricError, MissingHookPointError, PatternNotComputedError: before the run.
         NonFiniteActivationError, HookDidNotFireError: after a batch.
     """
+    options = Options(metrics, batch_size, max_length, prepend_bos, position, progress)
+    return measure_conditions(model, prompts, {"": tuple(interventions)}, options)[""]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `measure` and `compare` are told beside the model, the prompts and the interventions."""
+
+    metrics: Any = None
+    batch_size: int | Literal["auto"] = "auto"
+    max_length: int | None = None
+    prepend_bos: bool | Literal["auto"] = "auto"
+    position: int = 0
+    progress: bool = True
+
+
+def measure_conditions(
+    model: HookedModel, prompts: Any, conditions: Mapping[str, Sequence[Intervention]], options: Options
+) -> dict[str, xr.Dataset]:
+    """One result for each condition, all of them from the same batches.
+
+    A metric that reads the logits without interventions costs one unedited forward pass, shared by all
+    conditions; a condition without interventions is that pass.
+
+    Raises:
+        As `measure`.
+    """
     check_model(model)
     if getattr(model, "training", False):
         raise ValueError("the model is in training mode, so dropout would be measured; call model.eval()")
-    rows = read_prompts(model, prompts, prepend_bos=prepend_bos, max_length=max_length)
-    _check_position(rows, position)
-    watch = Observer(model, metrics, position=position, interventions=tuple(interventions))
+    rows = read_prompts(model, prompts, prepend_bos=options.prepend_bos, max_length=options.max_length)
+    _check_position(rows, options.position)
+    watches = {name: _observer(model, options, edits) for name, edits in conditions.items()}
+    hooks = {name: _hooks(model, edits) for name, edits in conditions.items()}
+    _warn(model, rows, asked=options.max_length is not None)
+    plan = next(iter(watches.values())).plan
+    arguments = forward_arguments(model, needs_logits=bool(plan.steps["pass"]))
+    against_clean = "clean_logits" in plan.statics
+    order = sorted(conditions, key=lambda name: bool(hooks[name])) if against_clean else list(conditions)
+    for batch in in_batches(model, rows, options.batch_size, progress=options.progress):
+        about = [{"prompt": i, **_about(rows[i])} for i in batch.numbers]
+        clean = None
+        if against_clean and hooks[order[0]]:
+            with torch.no_grad():
+                clean = model(batch.tokens, **arguments)
+        for name in order:
+            watch = watches[name]
+            watch.expect(batch.tokens, spans=[(0, n) for n in batch.lengths], about=about)
+            with (
+                torch.no_grad(),
+                running(batch.numbers),
+                model.hooks(fwd_hooks=[*hooks[name], *watch.fwd_hooks]),
+            ):
+                logits = model(batch.tokens, **arguments)
+            clean = logits if against_clean and not hooks[name] else clean
+            watch.finish(logits, clean)
+    return {name: watches[name].result() for name in conditions}
+
+
+def _observer(model: HookedModel, options: Options, edits: Sequence[Intervention]) -> Observer:
+    watch = Observer(model, options.metrics, position=options.position, interventions=tuple(edits))
     watch._release = True
-    edits = [hook for edit in interventions for hook in edit.fwd_hooks(model)]
-    _warn(model, rows, asked=max_length is not None)
-    batches = make_batches([len(row.ids) for row in rows], model, batch_size)
-    arguments = _forward_arguments(model, needs_logits=bool(watch.plan.steps["pass"]))
-    filler = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
-    device = torch.device(getattr(model.cfg, "device", None) or "cpu")
-    bar = tqdm(total=len(rows), unit="prompt", disable=not progress, delay=1, leave=False)
-    with bar, torch.no_grad(), model.hooks(fwd_hooks=[*edits, *watch.fwd_hooks]):
-        for batch in batches:
-            chosen = [rows[i] for i in batch]
-            tokens = stack(chosen, filler if filler is not None else int(chosen[0].ids[0]))
-            watch.expect(
-                tokens,
-                spans=[(0, len(p.ids)) for p in chosen],
-                about=[{"prompt": i, **_about(rows[i])} for i in batch],
-            )
-            logits = model(tokens.to(device), **arguments)
-            watch.finish(logits)
-            bar.update(len(batch))
-    return watch.result()
+    return watch
+
+
+def _hooks(model: HookedModel, edits: Sequence[Intervention]) -> list[tuple[str, Any]]:
+    return [hook for edit in edits for hook in edit.fwd_hooks(model)]
 
 
 def _about(prompt: Prompt) -> dict[str, Any]:
     return {"text": prompt.text, "prepended": prompt.prepended, "truncated": prompt.truncated}
-
-
-def _forward_arguments(model: Any, *, needs_logits: bool) -> dict[str, Any]:
-    """Skip the unembedding where the model can: HookedTransformer by return_type, Hugging Face by one row."""
-    if needs_logits:
-        return {"return_type": "logits"}
-    wrapped = getattr(model, "original_model", None)
-    if wrapped is not None and "logits_to_keep" in inspect.signature(wrapped.forward).parameters:
-        return {"return_type": None, "logits_to_keep": 1}
-    return {"return_type": None}
 
 
 def _check_position(rows: Sequence[Prompt], position: int) -> None:
@@ -112,7 +143,7 @@ def _warn(model: Any, rows: Sequence[Prompt], *, asked: bool) -> None:
             f"weights: {processing(model)}; norms and entropies are not the trained model's, so measure "
             "what mcr_lens.load_model returns instead",
             ProcessedWeightsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     cut = sum(row.truncated for row in rows)
     if cut and not asked:
@@ -121,7 +152,7 @@ def _warn(model: Any, rows: Sequence[Prompt], *, asked: bool) -> None:
             f"{cut} of {len(rows)} prompts were longer than {longest} tokens and were cut there; see "
             "the coordinate `truncated`",
             PromptWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     single = sum(len(row.ids) == 1 for row in rows)
     if single:
@@ -129,12 +160,12 @@ def _warn(model: Any, rows: Sequence[Prompt], *, asked: bool) -> None:
             f"{single} of {len(rows)} prompts have a single token: whatever compares it with other "
             "tokens is NaN; leave them out",
             PromptWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     seen = {tuple(row.ids.tolist()) for row in rows}
     if len(seen) < len(rows):
         warnings.warn(
             f"{len(rows) - len(seen)} prompts come more than once and are counted each time",
             PromptWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

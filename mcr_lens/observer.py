@@ -126,15 +126,15 @@ class Observer:
         attrs["skipped_metrics"] = ", ".join(sorted(self.plan.skipped))
         return to_dataset(values, self.plan.metrics, coords, attrs, token_ids, vocabulary)
 
-    def finish(self, logits: Tensor | None = None) -> None:
-        """Close the current forward pass, handing over its logits where a metric reads them.
+    def finish(self, logits: Tensor | None = None, clean_logits: Tensor | None = None) -> None:
+        """Close the current forward pass, handing over its logits (and those without interventions).
 
         Raises:
             NonFiniteActivationError: NaN or infinity in the residual stream of this or an earlier pass.
             ValueError: a metric returned the wrong shape, or reads logits that were not handed over.
         """
         if self._current is not None and self.plan.steps["pass"]:
-            self._current.receive_logits(logits)
+            self._current.receive_logits(logits, clean_logits)
         self._finish()
         if self._error is not None:
             raise self._error

@@ -65,13 +65,15 @@ class Pass:
                 self._sites[key] = Site(self._plan.steps[axis], known)
             self._sites[key].receive(read, group.cut(tensor, pattern=read == "pattern"))
 
-    def receive_logits(self, logits: Tensor | None) -> None:
+    def receive_logits(self, logits: Tensor | None, clean_logits: Tensor | None) -> None:
         for number, group in enumerate(self.groups):
             site = Site(self._plan.steps["pass"], {})
             self._sites["pass", 0, number] = site
             if self.rows.batch is not None and logits is not None:
                 site.receive("tokens", group.cut(self.rows.batch).to(logits.device))
                 site.receive("logits", group.cut(logits))
+                if clean_logits is not None:
+                    site.receive("clean_logits", group.cut(clean_logits))
 
     def values(self, name: str, axis: str, count: int) -> Tensor:
         """One variable for all prompts of the pass: [prompt, depth or layer, ...]."""

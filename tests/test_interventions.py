@@ -36,8 +36,8 @@ def test_edits_are_values():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"site": "mlp", "layers": 0}, "site 'mlp' cannot be ablated; pass one of mlp_out, attn_out"),
-        ({"site": "pattern", "layers": 0}, r"site 'pattern' cannot be ablated.*\(it can be read\)"),
+        ({"site": "mlp", "layers": 0}, "site 'mlp' cannot be edited; pass one of mlp_out, attn_out, z"),
+        ({"site": "pattern", "layers": 0}, "site 'pattern' cannot be edited; pass one of"),
         ({"site": "mlp_out", "layers": []}, r"layers=\[\]: pass one or more numbers counted from 0"),
         ({"site": "mlp_out", "layers": -1}, "layers=-1: pass one or more numbers"),
         ({"site": "mlp_out", "layers": True}, "layers=True: pass one or more numbers"),

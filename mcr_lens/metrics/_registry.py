@@ -19,6 +19,7 @@ STATIC = {
     "visible": "which keys each query can see, [query key]: causal mask, sliding window",
     "tokens": "token ids of the prompts, [batch pos]",
     "logits": "next-token logits, [batch pos vocab]; asking for them costs the unembedding",
+    "clean_logits": "the logits of the same prompts without interventions, [batch pos vocab]",
 }
 OPTIONS = {"position": "the token that is taken for BOS, counted from the first real token"}
 
@@ -195,6 +196,8 @@ def get_derived() -> Mapping[str, Derived]:
 
 
 def _find(item: Any) -> list[Metric]:
+    if isinstance(item, Metric):
+        return [item]
     if callable(item):
         name = getattr(item, "__name__", None) or getattr(item, "func", item).__name__
         known = _METRICS.get(name)

@@ -1,0 +1,116 @@
+"""What does a model write at chosen places? The raw rows, for edits that need them and for own use."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mcr_lens.batches import forward_arguments, in_batches
+from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, hook_names, model_name
+from mcr_lens.positions import Given, Picker, integers, read_positions
+from mcr_lens.prompts import read_prompts
+
+SITES = ("mlp_out", "attn_out", "z", "resid")
+"""Where rows can be recorded and edited; "resid" at layer l is the stream behind block l (depth l + 1)."""
+
+
+def site_names(model: HookedModel, site: str) -> list[str]:
+    """Hook names of a site, one for each layer.
+
+    Raises:
+        MissingHookPointError: the model lacks one of them.
+    """
+    names = hook_names(model, site)
+    return names[1:] if site == "resid" else names
+
+
+def check_layers(model: HookedModel, layers: Sequence[int]) -> None:
+    """Refuse a layer that the model does not have.
+
+    Raises:
+        ValueError: which one, and which there are.
+    """
+    last = model.cfg.n_layers - 1
+    wrong = [layer for layer in layers if layer > last]
+    if wrong:
+        raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0..{last}")
+
+
+def record_activations(
+    model: HookedModel,
+    prompts: Any,
+    site: str,
+    *,
+    layers: int | Sequence[int],
+    positions: Given = 0,
+    prepend_bos: bool | Literal["auto"] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    progress: bool = False,
+) -> dict[int, Float[Tensor, "row ..."]]:
+    """What `site` holds at the chosen positions of the prompts, by layer: [row, d_model].
+
+    For head outputs "z" [row, head, d_head]. One row for each prompt and chosen position, prompts in order;
+    padding and positions that a prompt does not have are left out. In the units of the residual stream, on
+    the CPU, in the model's dtype.
+
+    Args:
+        site: "mlp_out", "attn_out", "z" (head outputs) or "resid" (the stream behind block l).
+        layers: counted from 0.
+        positions: as in `zero_ablation`.
+
+    Raises:
+        ValueError: an unknown site or layer, or no prompt that has such a position.
+        HookDidNotFireError: the forward pass never reaches the site.
+
+    Source: this library.
+    """
+    check_model(model)
+    check_site(site)
+    chosen, where = integers("layers", layers), read_positions(positions)
+    check_layers(model, chosen)
+    names = site_names(model, site)
+    found: dict[int, dict[int, Tensor]] = {layer: {} for layer in chosen}
+    lengths: list[int] = []
+    numbers: tuple[int, ...] = ()
+
+    def keep(tensor: Tensor, hook: Any = None, *, layer: int, picker: Picker) -> None:
+        index = picker.pick(tensor)
+        if index is None:
+            return
+        rows = tensor.detach()[index].flatten(0, 1) if isinstance(index, tuple) else tensor.detach()[index]
+        places = picker.positions_of(tensor, index)
+        for number in range(len(numbers)):
+            mine = [i for i, (row, p) in enumerate(places) if row == number and p < lengths[number]]
+            found[layer][numbers[number]] = rows[mine].cpu()
+
+    pickers = {layer: Picker(model, where, layer) for layer in chosen}
+    hooks = [hook for picker in pickers.values() for hook in picker.hooks]
+    hooks += [(names[i], partial(keep, layer=i, picker=pickers[i])) for i in chosen]
+    rows = read_prompts(model, prompts, prepend_bos=prepend_bos)
+    arguments = forward_arguments(model, needs_logits=False)
+    for batch in in_batches(model, rows, batch_size, progress=progress):
+        numbers, lengths = batch.numbers, batch.lengths
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            model(batch.tokens, **arguments)
+    joined = {}
+    for layer in chosen:
+        parts = [found[layer][number] for number in sorted(found[layer])]
+        if not sum(len(part) for part in parts):
+            if found[layer]:
+                raise ValueError(f"no prompt has a token at positions={positions!r}; choose others")
+            raise HookDidNotFireError(f"{model_name(model)} has no row at {names[layer]!r} to record")
+        joined[layer] = torch.cat(parts)
+    return joined
+
+
+def check_site(site: str) -> None:
+    """Refuse a site that cannot be recorded and edited.
+
+    Raises:
+        ValueError: which ones there are.
+    """
+    if site not in SITES:
+        raise ValueError(f"site {site!r} cannot be edited; pass one of {', '.join(SITES)}")
