@@ -1,4 +1,4 @@
-"""Zero the MLP output at BOS where the massive activation is written, and see what follows.
+"""Zero the MLP output at BOS where the massive activation is written, beside controls that should do nothing.
 
 python examples/ablate_bos.py demo prompts.txt
 """
@@ -13,30 +13,25 @@ import mcr_lens as mcr
 
 
 def main(model: Any, prompts: list[str]) -> xr.Dataset:
-    """The paper's ablation on one model: ratio, entropy, sinks and loss, before and after."""
+    """The paper's ablation on one model: ratio, entropy, sinks and loss in every condition."""
     bridge = mcr.load_model(model) if isinstance(model, str) else model
-    metrics = ["default", "loss"]
-    before = mcr.measure(bridge, prompts, metrics)
-    layer = mcr.massive_layer(before)
-    after = mcr.measure(bridge, prompts, metrics, interventions=[mcr.zero_bos_mlp(layer)])
-    depth = layer + 1
-    both = xr.concat(
-        [
-            xr.Dataset(
-                {
-                    "ratio": ds.massive_activation_ratio.sel(depth=depth).mean("prompt"),
-                    "entropy": mcr.normalized_entropy(ds).sel(depth=depth).mean("prompt"),
-                    "sink_rate": mcr.sink_rate(ds).mean("prompt"),
-                    "loss": ds.next_token_loss.mean("prompt"),
-                }
-            )
-            for ds in (before, after)
-        ],
-        dim=xr.DataArray(["clean", f"MLP {layer} zeroed at BOS"], dims="condition", name="condition"),
+    clean = mcr.measure(bridge, prompts)
+    layer = mcr.massive_layer(clean)
+    cut = mcr.zero_bos_mlp(layer)
+    ds = mcr.compare(bridge, prompts, {"clean": [], "cut": cut, **mcr.matched_controls(cut, clean)})
+    behind = ds.sel(depth=layer + 1)
+    table = xr.Dataset(
+        {
+            "ratio": behind.massive_activation_ratio.mean("prompt"),
+            "entropy": mcr.normalized_entropy(ds).sel(depth=layer + 1).mean("prompt"),
+            "sink_rate": mcr.sink_rate(ds).mean(["prompt", "layer"]),
+            "loss": ds.next_token_loss.mean("prompt"),
+            "kl": ds.kl_divergence.mean("prompt"),
+        }
     )
-    print(both[["ratio", "entropy", "loss"]].to_dataframe().round(3))
-    print(both.sink_rate.to_series().unstack("condition").round(2))
-    return both
+    print(f"The MLP of block {layer}, at BOS; ratio and entropy at depth {layer + 1}, where it writes:")
+    print(table.reset_coords(drop=True).to_dataframe().round(3))
+    return table
 
 
 if __name__ == "__main__":

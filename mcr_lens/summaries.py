@@ -109,7 +109,7 @@ def normalized_entropy(
     entropy = entropy.where(size > 1, ds[variable] * 0)
     label = ds[variable].attrs.get("long_name", "Matrix entropy").split(",")[0]
     return _labelled(
-        entropy.transpose("prompt", "depth"), f"normalized_{variable}", f"Normalised {label}", "1",
+        entropy.transpose(..., "prompt", "depth"), f"normalized_{variable}", f"Normalised {label}", "1",
         "arXiv 2510.06477, Fig. 1 (reconstruction: normaliser)",
     )  # fmt: skip
 
