@@ -48,7 +48,15 @@ def profile(clean: xr.Dataset, cut: xr.Dataset) -> list[str]:
             row(f"entropy / ln min(T, d), {name}", mean(mcr.normalized_entropy(ds))),
         ]
     without = mcr.normalized_entropy(clean, variable="matrix_entropy_without_bos")
-    lines += [row("entropy without the BOS row, clean", mean(without)), ""]
+    theory = mcr.bounds(clean)
+    lines += [
+        row("entropy without the BOS row, clean", mean(without)),
+        row("highest entropy that Theorem 1 allows, clean", mean(theory.normalized_entropy_upper_bound)),
+        row("slack of that bound in nats, clean", mean(theory.entropy_upper_slack)),
+        row("anisotropy p₁, clean", mean(clean.anisotropy), 3),
+        row("lowest p₁ that Theorem 1 allows, clean", mean(theory.anisotropy_lower_bound), 3),
+        "",
+    ]
     lines += header("by block", clean.layer.values)
     for name, ds in (("clean", clean), ("cut", cut)):
         lines += [

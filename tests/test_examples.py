@@ -32,10 +32,22 @@ def test_measure_model(demo, tmp_path, capsys):
 
 
 def test_ablate_bos(demo, capsys):
-    both = script("ablate_bos").main(demo, FRESH[:3])
-    clean, cut = both.ratio.values
-    assert cut < clean / 5
-    assert "zeroed at BOS" in capsys.readouterr().out
+    table = script("ablate_bos").main(demo, FRESH[:3])
+    ratio = table.ratio.to_series()
+    assert ratio["cut"] < ratio["clean"] / 5
+    assert (ratio[["other token", "other layer", "attention instead"]] > ratio["clean"] / 2).all()
+    assert "The MLP of block 0, at BOS" in capsys.readouterr().out
+
+
+def test_use_in_your_project(demo, capsys):
+    """Plain hooks and a verdict from somebody else's code; nothing is left hanging on their model."""
+    tokens = demo.to_tokens(FRESH[0])
+    before = demo(tokens)
+    clean, cut, diagnosis = script("use_in_your_project").main(demo)
+    assert cut > clean + 1
+    assert {c.name: c.verdict for c in diagnosis.claims}["massive_activation"] == "holds"
+    assert diagnosis.summary in capsys.readouterr().out
+    assert demo(tokens).equal(before)
 
 
 def test_demo_card(demo):

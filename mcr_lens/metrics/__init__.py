@@ -59,3 +59,13 @@ from mcr_lens.metrics.spectral import singular_values as singular_values
 from mcr_lens.metrics.spectral import spectrum as spectrum
 from mcr_lens.metrics.spectral import spectrum_of_directions as spectrum_of_directions
 from mcr_lens.metrics.spectral import spectrum_without_bos as spectrum_without_bos
+from mcr_lens.metrics.theory import bos_alignment as bos_alignment
+from mcr_lens.metrics.theory import bos_energy as bos_energy
+from mcr_lens.metrics.theory import rest_energy as rest_energy
+from mcr_lens.metrics.theory import row_energies as row_energies
+from mcr_lens.metrics.theory import span_of_top_rows as span_of_top_rows
+from mcr_lens.metrics.theory import tightest_row as tightest_row
+from mcr_lens.metrics.theory import tightest_share as tightest_share
+from mcr_lens.metrics.theory import tightest_token as tightest_token
+from mcr_lens.metrics.theory import top_rows_dimension as top_rows_dimension
+from mcr_lens.metrics.theory import top_rows_share as top_rows_share

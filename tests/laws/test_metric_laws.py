@@ -16,7 +16,7 @@ UNDEFINED_ON_ZEROS = {
     "matrix_entropy", "effective_rank", "anisotropy", "matrix_entropy_without_bos",
     "effective_rank_without_bos", "anisotropy_without_bos", "direction_entropy",
     "massive_activation_ratio", "value_drain", "colsum_concentration", "sink_identity_index",
-    "sink_output_share",
+    "sink_output_share", "bos_alignment", "tightest_share", "top_rows_share",
 }  # fmt: skip
 
 # Whatever compares the first token with others, or needs a second row.
@@ -25,7 +25,7 @@ UNDEFINED_FOR_ONE_TOKEN = {
     "direction_entropy", "other_norm_median", "other_norm_mean", "other_norm_max",
     "massive_activation_ratio", "mixing_score", "identity_score", "previous_token_score",
     "sink_identity_index", "sink_identity_mass", "value_drain", "sink_output_share", "next_token_loss",
-    "top_sink_score",
+    "perplexity", "top_sink_score", "bos_alignment",
 }  # fmt: skip
 
 
@@ -106,12 +106,13 @@ def test_zeros(metric):
 
 def present(metric, value, length):
     """The places of a `top` axis that a prompt of one or two tokens can fill; the others are NaN or −1."""
-    if metric.name not in ("top_norm", "top_norm_token", "top_sink_score", "top_sink_token"):
+    rows = ("top_norm", "top_norm_token", "top_rows_share", "top_rows_dimension")
+    if metric.name not in (*rows, "top_sink_score", "top_sink_token"):
         return value
     # The last token of a prompt is seen by itself only, which is nobody's attention to it.
-    filled = length if metric.name.startswith("top_norm") else max(1, length - 1)
+    filled = length if metric.name in rows else max(1, length - 1)
     beyond = value[..., filled:]
-    assert ((beyond == -1) if metric.units == "token" else beyond.isnan()).all()
+    assert (beyond.isnan() if beyond.is_floating_point() else beyond == -1).all()
     return value[..., :filled]
 
 

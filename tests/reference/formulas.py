@@ -147,6 +147,53 @@ DEPTH |= {
 }
 
 
+# The residual stream: what does Theorem 1 need to know?
+
+
+def along(x, direction) -> float:
+    """‖X u‖² / ‖X‖_F² with u of length one; nothing lies along a row of zeros."""
+    length = np.linalg.norm(direction)
+    return sum((row @ direction / length) ** 2 for row in x) / (x**2).sum() if length else 0.0
+
+
+def bos_alignment(at: Depth) -> float:
+    """Σ ‖xᵢ‖² cos² θᵢ / R, from the angles to BOS."""
+    cosines = without_bos(at) @ at.x[at.p] / (at.others * at.norms[at.p])
+    return (at.others**2 * cosines**2).sum() / (at.others**2).sum()
+
+
+def best_row(at: Depth):
+    """The largest share along a row, and the first row that has it."""
+    found = np.array([along(at.x, row) for row in at.x])
+    return found.max(), int(np.flatnonzero(found >= found.max() - 1e-12)[0])
+
+
+def spans(at: Depth):
+    """Share and dimension of the span of the 1, 2, 3 largest rows, with a basis from their SVD."""
+    found = []
+    for k in (1, 2, 3):
+        places = largest(at.norms, k)[1]
+        if -1 in places:
+            found.append((np.nan, -1))
+            continue
+        rows = at.x[places] / at.norms[places, None]
+        _, sizes, basis = np.linalg.svd(rows, full_matrices=False)
+        basis = basis[sizes > 1e-10]
+        found.append((sum(along(at.x, u) for u in basis), len(basis)))
+    return np.array([share for share, _ in found]), np.array([size for _, size in found])
+
+
+DEPTH |= {
+    "bos_energy": lambda at: (at.x[at.p] ** 2).sum(),
+    "rest_energy": lambda at: sum((row**2).sum() for row in without_bos(at)),
+    "bos_alignment": bos_alignment,
+    "tightest_share": lambda at: best_row(at)[0],
+    "tightest_token": lambda at: best_row(at)[1],
+    "top_rows_share": lambda at: spans(at)[0],
+    "top_rows_dimension": lambda at: spans(at)[1],
+}
+
+
 # Attention: which key draws the queries that can see it?
 
 
@@ -254,4 +301,17 @@ def next_token_loss(at: Output) -> float:
     return mean(losses)
 
 
-OUTPUT = {"next_token_loss": next_token_loss}
+def kl_divergence(clean, edited) -> float:
+    """Mean over t of Σ_v p ln(p / q), p the prediction of the unedited model."""
+    found = []
+    for row, other in zip(clean, edited, strict=True):
+        p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (row, other))
+        found.append((p * np.log(p / q)).sum())
+    return mean(found)
+
+
+OUTPUT = {
+    "next_token_loss": next_token_loss,
+    "perplexity": lambda at: np.exp(next_token_loss(at)),
+    "kl_divergence": lambda at: kl_divergence(at.logits, at.logits),  # nothing is edited there
+}
