@@ -75,16 +75,19 @@ def record_activations(
     found: dict[int, dict[int, Tensor]] = {layer: {} for layer in chosen}
     lengths: list[int] = []
     numbers: tuple[int, ...] = ()
+    fired: set[int] = set()
 
     def keep(tensor: Tensor, hook: Any = None, *, layer: int, picker: Picker) -> None:
+        fired.add(layer)
         index = picker.pick(tensor)
         if index is None:
             return
         rows = tensor.detach()[index].flatten(0, 1) if isinstance(index, tuple) else tensor.detach()[index]
-        places = picker.positions_of(tensor, index)
-        for number in range(len(numbers)):
-            mine = [i for i, (row, p) in enumerate(places) if row == number and p < lengths[number]]
-            found[layer][numbers[number]] = rows[mine].cpu()
+        mine: list[list[int]] = [[] for _ in numbers]
+        for i, (row, position) in enumerate(picker.positions_of(tensor, index)):
+            if position < lengths[row]:
+                mine[row].append(i)
+        found[layer] |= {number: rows[at].cpu() for number, at in zip(numbers, mine, strict=True)}
 
     pickers = {layer: Picker(model, where, layer) for layer in chosen}
     hooks = [hook for picker in pickers.values() for hook in picker.hooks]
@@ -95,15 +98,12 @@ def record_activations(
         numbers, lengths = batch.numbers, batch.lengths
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             model(batch.tokens, **arguments)
-    joined = {}
-    for layer in chosen:
-        parts = [found[layer][number] for number in sorted(found[layer])]
-        if not sum(len(part) for part in parts):
-            if found[layer]:
-                raise ValueError(f"no prompt has a token at positions={positions!r}; choose others")
-            raise HookDidNotFireError(f"{model_name(model)} has no row at {names[layer]!r} to record")
-        joined[layer] = torch.cat(parts)
-    return joined
+    silent = [names[layer] for layer in chosen if layer not in fired]
+    if silent:
+        raise HookDidNotFireError(f"{model_name(model)} never reaches {silent[0]!r} in a plain forward pass")
+    if not any(len(part) for part in found[chosen[0]].values()):
+        raise ValueError(f"no prompt has a token at positions={positions!r}; choose others")
+    return {layer: torch.cat([found[layer][number] for number in sorted(found[layer])]) for layer in chosen}
 
 
 def check_site(site: str) -> None:

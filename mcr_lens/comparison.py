@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from mcr_lens.conditions import join_conditions
 from mcr_lens.hookpoints import HookedModel, model_name
-from mcr_lens.interventions import Intervention, scale
+from mcr_lens.interventions import Intervention, number, scale
 from mcr_lens.measurement import Options, measure_conditions
 from mcr_lens.metrics._registry import select
 from mcr_lens.observer import ObservationWarning
@@ -60,7 +61,8 @@ def compare(
             ObservationWarning,
             stacklevel=2,
         )
-    chosen = {m.name: m for m in [*select(metrics), *select(loss)]}
+    unknown = () if is_causal(model) else ("next_token_loss", "perplexity")
+    chosen = {m.name: m for m in [*select(metrics), *select(loss)] if m.name not in unknown}
     options = Options(list(chosen.values()), batch_size, max_length, prepend_bos, position, progress)
     return join_conditions(measure_conditions(model, prompts, made, options))
 
@@ -91,14 +93,15 @@ def dose_response(
 
     Source: this library.
     """
-    doses = [float(factor) for factor in factors]
+    wrong = not isinstance(factors, Sequence | np.ndarray) or isinstance(factors, str)
+    doses = [] if wrong else [number("factors", factor) for factor in factors]
     if not doses or len(set(doses)) < len(doses):
-        raise ValueError(f"factors={tuple(factors)!r}: pass one or more different numbers")
+        raise ValueError(f"factors={factors!r}: pass one or more different numbers")
     conditions: dict[str, Condition] = {
         f"λ = {dose:g}": scale(site, dose, layers=layers, positions=positions) for dose in doses
     }
     if len(conditions) < len(doses):
-        raise ValueError(f"factors={tuple(factors)!r}: two of them have the same first six digits")
+        raise ValueError(f"factors={factors!r}: two of them have the same first six digits")
     ds = compare(model, prompts, conditions, metrics, **options)
     about = {"units": "1", "long_name": "Dose λ: the write is scaled by it"}
     return ds.assign_coords(factor=("condition", doses, about))
@@ -111,7 +114,9 @@ def _read(conditions: Mapping[str, Condition]) -> dict[str, Sequence[Interventio
         raise ValueError(f"conditions: got {what}; {example}")
     found = {}
     for name, edits in conditions.items():
-        made = (edits,) if isinstance(edits, Intervention) else tuple(edits or ())
+        made: tuple[Any, ...] = (edits,)
+        if isinstance(edits, Sequence) and not isinstance(edits, str):
+            made = tuple(edits)
         wrong = [e for e in made if not isinstance(e, Intervention)]
         if not isinstance(name, str) or not name:
             raise ValueError(f"conditions: the name {name!r} is not a text; {example}")

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import ResultSchemaError, require, validate, vocabulary_of, with_vocabulary
+from mcr_lens.results import (
+    SAME,
+    ResultSchemaError,
+    refuse_conditions,
+    require,
+    validate,
+    vocabulary_of,
+    with_vocabulary,
+)
 
 
 def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -16,7 +24,8 @@ def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     The attribute `interventions` becomes a map from condition to interventions, as JSON.
 
     Raises:
-        ResultSchemaError: no results, or results of other prompts, models or metrics.
+        ResultSchemaError: no results, or results of other prompts, models or metrics, or ones that hold
+            several conditions already.
 
     Source: this library.
     """
@@ -25,10 +34,13 @@ def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     parts = [validate(ds) for ds in results.values()]
     first, names = parts[0], list(results)
     for name, ds in zip(names, parts, strict=True):
-        same = ds.sizes == first.sizes or {k: v for k, v in ds.sizes.items() if k != "token_id"} == {
-            k: v for k, v in first.sizes.items() if k != "token_id"
-        }
-        if not same or set(ds.data_vars) != set(first.data_vars):
+        refuse_conditions(ds)
+        other = [k for k in SAME if k != "interventions" and ds.attrs.get(k) != first.attrs.get(k)]
+        if other:
+            raise ResultSchemaError(
+                f"condition {name!r} differs from {names[0]!r} in {other[0]}; they must be of one model"
+            )
+        if _axes(ds) != _axes(first) or set(ds.data_vars) != set(first.data_vars):
             raise ResultSchemaError(f"condition {name!r} has other variables or axes than {names[0]!r}")
         if not np.array_equal(ds.prompt_hash, first.prompt_hash):
             raise ResultSchemaError(f"condition {name!r} was measured on other prompts than {names[0]!r}")
@@ -41,6 +53,11 @@ def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     )  # fmt: skip
     made = {name: json.loads(ds.attrs["interventions"]) for name, ds in results.items()}
     return with_vocabulary(joined.assign_attrs(interventions=json.dumps(made)), vocabulary)
+
+
+def _axes(ds: xr.Dataset) -> dict[Any, int]:
+    """Sizes of all axes but the vocabulary, which goes by what was found."""
+    return {axis: size for axis, size in ds.sizes.items() if axis != "token_id"}
 
 
 def condition(ds: xr.Dataset, name: str) -> xr.Dataset:
@@ -57,6 +74,10 @@ def condition(ds: xr.Dataset, name: str) -> xr.Dataset:
         raise ValueError(f"condition {name!r} is not in the result; it holds {', '.join(known)}")
     made = interventions_of(ds)[name]
     one = ds.sel(condition=name).drop_vars([c for c in ds.coords if "condition" in ds[c].dims])
+    if "token_id" in one.dims:  # the tokens of the other conditions are not in it
+        ids = [one[v].values for v in one.data_vars if one[v].attrs.get("units") == "token id"]
+        held = np.unique(np.concatenate([i.ravel() for i in ids])) if ids else []
+        one = one.sel(token_id=np.isin(one.token_id, held))
     return one.assign_attrs(interventions=json.dumps(made), condition=name)
 
 

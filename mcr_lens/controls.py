@@ -10,7 +10,8 @@ from mcr_lens.activations import record_activations
 from mcr_lens.hookpoints import HookedModel
 from mcr_lens.interventions import Intervention, inject, random_direction, zero_ablation, zero_bos_mlp
 from mcr_lens.positions import integers
-from mcr_lens.results import ResultSchemaError, require
+from mcr_lens.prompts import read_prompts
+from mcr_lens.results import require_single
 
 OTHER = {"mlp_out": "attn_out", "attn_out": "mlp_out"}
 """The other half of a block."""
@@ -35,14 +36,14 @@ def matched_controls(cut: Intervention, ds: xr.Dataset, *, seed: int = 0) -> dic
         seed: of the draws.
 
     Raises:
-        ResultSchemaError: not a result, or one without prompts.
+        ResultSchemaError: not a result, several conditions, or one without prompts.
         ValueError: another kind of intervention.
 
     Source: this library, after arXiv 2604.14722 (matched controls).
     """
-    require(ds, *())
-    if not ds.sizes["prompt"]:
-        raise ResultSchemaError("the result holds no prompts; measure some first")
+    require_single(ds)
+    if not isinstance(cut, Intervention):
+        raise ValueError(f"cut is a {type(cut).__name__}; pass one intervention, such as zero_bos_mlp(1)")
     positions = cut.positions
     if cut.edit.kind != "zero_ablation" or cut.site not in OTHER or not isinstance(positions, tuple):
         raise ValueError(
@@ -92,13 +93,22 @@ def induction(
     Read sinks at the new place with `compare(..., position=p)`, or wherever they are with `find_sinks`.
 
     Raises:
-        ValueError: no such layer, `source` among `positions`, or prompts that lack the position.
+        ValueError: no such layer, `source` among `positions`, or a prompt that lacks one of them.
 
     Source: this library (sufficiency; arXiv 2510.06477 assumes one massive row).
     """
+    for what, given in (("layer", layer), ("source", source)):
+        if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+            raise ValueError(f"{what}={given!r}: pass one number counted from 0")
     places = integers("positions", positions)
     if source in places:
         raise ValueError(f"positions={places}: {source} is the source itself; choose other tokens")
+    lengths = [len(prompt.ids) for prompt in read_prompts(model, prompts, prepend_bos=prepend_bos)]
+    if max(*places, source) >= min(lengths):
+        raise ValueError(
+            f"there is no position {max(*places, source)} in the shortest prompt, which has {min(lengths)} "
+            "tokens; choose an earlier one or leave that prompt out"
+        )
     rows = record_activations(
         model, prompts, "mlp_out", layers=layer, positions=source, prepend_bos=prepend_bos,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import ResultSchemaError, require
+from mcr_lens.results import require, require_single
 from mcr_lens.summaries import ShortPromptWarning, mean_by_site, normalized_entropy
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ def find_massive(ds: xr.Dataset, *, ratio: float = 10.0) -> "pd.DataFrame":
     `last_depth` where it is massive, `peak_depth` and the `ratio` there.
 
     Raises:
-        ResultSchemaError: not a result, or `top_norm`, `top_norm_token`, `other_norm_median` are missing.
+        ResultSchemaError: not a result, several conditions, or `top_norm`, `top_norm_token`,
+            `other_norm_median` are missing.
         ValueError: a ratio that is not above 1.
 
     Source: this library, after arXiv 2402.17762 and arXiv 2510.06477.
     """
-    require(ds, "top_norm", "top_norm_token", "other_norm_median")
+    require_single(ds, "top_norm", "top_norm_token", "other_norm_median", empty=True)
     if not ratio > 1:
         raise ValueError(f"ratio={ratio!r}: a massive row is longer than the others; pass a number above 1")
     times = (ds.top_norm / ds.other_norm_median).transpose("prompt", "depth", "top")
@@ -59,12 +60,13 @@ def find_sinks(ds: xr.Dataset, *, threshold: float = 0.3) -> "pd.DataFrame":
         ShortPromptWarning: so few queries see a key that a head without a sink passes the threshold.
 
     Raises:
-        ResultSchemaError: not a result, or `top_sink_score`, `top_sink_token` are missing.
+        ResultSchemaError: not a result, several conditions, or `top_sink_score`, `top_sink_token`
+            are missing.
         ValueError: a threshold outside 0..1.
 
     Source: this library, after arXiv 2410.10781 and arXiv 2603.05498.
     """
-    require(ds, "top_sink_score", "top_sink_token")
+    require_single(ds, "top_sink_score", "top_sink_token", empty=True)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
     _warn_few_queries(ds, threshold)
@@ -136,14 +138,12 @@ def phenomena(
     direction, orthogonal to the others.
 
     Raises:
-        ResultSchemaError: not a result with prompts, or a variable that was not measured.
+        ResultSchemaError: not a result with prompts, several conditions, or a variable that was not measured.
         ValueError: as `find_massive` and `find_sinks`.
 
     Source: this library, after arXiv 2510.06477; the split of the entropy follows its bound.
     """
-    require(ds, "matrix_entropy", "frobenius_norm")
-    if not ds.sizes["prompt"]:
-        raise ResultSchemaError("the result holds no prompts; measure some first")
+    require_single(ds, "matrix_entropy", "frobenius_norm")
     rows, heads = find_massive(ds, ratio=ratio), find_sinks(ds, threshold=threshold)
     lowest = entropy_valley(ds)
     found = lowest if lowest is not None and lowest.drop >= valley else None
@@ -159,10 +159,11 @@ def entropy_valley(ds: xr.Dataset) -> Valley | None:
     """The lowest mean normalised entropy and the sides it lies between; None where it is not defined.
 
     Raises:
-        ResultSchemaError: not a result, or the entropy was not measured.
+        ResultSchemaError: not a result, several conditions, or the entropy was not measured.
 
     Source: arXiv 2510.06477 (compression valley).
     """
+    require_single(ds, "matrix_entropy", empty=True)
     entropy = mean_by_site(normalized_entropy(ds))
     if np.isnan(entropy).all():
         return None

@@ -7,6 +7,7 @@ forward pass it becomes plain hooks, for `measure`, `compare`, `intervene` or Tr
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -209,7 +210,7 @@ def scale(
 
     Source: this library (dose-response).
     """
-    return _make(edits.Scale(_number("factor", factor)), site, layers, positions, heads)
+    return _make(edits.Scale(number("factor", factor)), site, layers, positions, heads)
 
 
 def mean_ablation(
@@ -271,7 +272,7 @@ def clamp_norm(
 
     Source: this library (direct manipulation of the norm).
     """
-    return _make(edits.ClampNorm(_number("limit", limit, least=0)), site, layers, positions, heads)
+    return _make(edits.ClampNorm(number("limit", limit, least=0)), site, layers, positions, heads)
 
 
 def remove_direction(
@@ -322,7 +323,7 @@ def inject(
     if vector is not None:
         edit = edits.Add(Vector.of("vector", vector))
     else:
-        edit = edits.SetNorm(_number("norm", norm, least=0))
+        edit = edits.SetNorm(number("norm", norm, least=0))
     return _make(edit, site, layers, positions, heads)
 
 
@@ -347,9 +348,14 @@ def random_direction(
     return _make(edits.RandomDirection(int(seed)), site, layers, positions, heads)
 
 
-def _number(what: str, given: Any, least: int | None = None) -> float:
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not number or given != given or abs(given) == float("inf") or (least is not None and given < least):
+def number(what: str, given: Any, least: int | None = None) -> float:
+    """One finite number, in words if it is not.
+
+    Raises:
+        ValueError: what came and what is allowed.
+    """
+    real = isinstance(given, Real) and not isinstance(given, bool)
+    if not real or given != given or abs(given) == float("inf") or (least is not None and given < least):
         allowed = "a finite number" if least is None else f"a finite number from {least} on"
         raise ValueError(f"{what}={given!r}: pass {allowed}")
     return float(given)
@@ -357,9 +363,16 @@ def _number(what: str, given: Any, least: int | None = None) -> float:
 
 def _frozen(prompts: Any) -> tuple[Any, ...]:
     """Reference prompts as a value: strings, and token ids as tuples."""
-    items = [prompts] if isinstance(prompts, str) else list(prompts)
+    items = [prompts] if isinstance(prompts, str) else prompts
+    try:
+        items = [i if isinstance(i, str) else torch.as_tensor(i).tolist() for i in items]
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"prompts holds a {type(prompts).__name__} that is neither text nor token ids; pass strings or "
+            "rows of ids as reference prompts"
+        ) from None
     if not items:
         raise ValueError("prompts is empty; pass at least one reference prompt")
-    if all(isinstance(i, int) for i in items):
+    if all(isinstance(i, int) for i in items):  # a single row of ids
         items = [items]
-    return tuple(i if isinstance(i, str) else tuple(torch.as_tensor(i).tolist()) for i in items)
+    return tuple(i if isinstance(i, str) else tuple(i) for i in items)

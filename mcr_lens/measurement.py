@@ -41,8 +41,8 @@ def measure(
     Args:
         model: a `TransformerBridge`, a `HookedTransformer`, or what `load_model` returns.
         prompts: strings, or token ids (taken as they are).
-        metrics: names, groups ("spectral", "norms", "attention", "sinks", "loss"), functions, or a name →
-            function map; None for all default metrics.
+        metrics: names, groups ("spectral", "norms", "attention", "sinks", "theory", "loss"), functions, or a
+            name → function map; None for all default metrics.
         batch_size: how many prompts run together.
         max_length: cut longer prompts to so many tokens; by default to the model's context, with a warning.
         prepend_bos: "auto" for the tokenizer's own BOS where it has one; without one, position 0 is the

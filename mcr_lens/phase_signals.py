@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import ResultSchemaError, validate
+from mcr_lens.results import ResultSchemaError, require_single
 from mcr_lens.segments import Curve, Segments, segment
 from mcr_lens.summaries import ShortPromptWarning, normalized_entropy, sink_rate
 
@@ -28,16 +28,12 @@ def check(ds: xr.Dataset) -> int:
 
     Source: this library.
     """
-    validate(ds)
-    if "condition" in ds.dims:
-        raise ResultSchemaError("the result has an axis `condition`; pick one with ds.sel(condition=...)")
+    require_single(ds)
     if "matrix_entropy" not in ds and RATIO not in ds:
         raise ResultSchemaError(
             "the result has neither matrix_entropy nor massive_activation_ratio; measure again with metrics "
             "that include one of them"
         )
-    if not ds.sizes["prompt"]:
-        raise ResultSchemaError("the result holds no prompts; measure some first")
     depths = ds.sizes.get("depth", 0)
     if "depth" in ds.coords and ds.depth.values.tolist() != list(range(depths)):
         raise ResultSchemaError(

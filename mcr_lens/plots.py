@@ -13,7 +13,7 @@ import xarray as xr
 
 from mcr_lens.figures import Line, Panel, draw
 from mcr_lens.reading import SINK_THRESHOLD, subject
-from mcr_lens.results import validate
+from mcr_lens.results import require_single
 from mcr_lens.summaries import layer_sink_identity, mlp_write_share, normalized_entropy, sink_rate
 
 if TYPE_CHECKING:
@@ -55,15 +55,13 @@ def plot_profile(
         relative: depth divided by the number of layers, to compare models of different depth.
 
     Raises:
-        ResultSchemaError: not a result.
+        ResultSchemaError: not a result, several conditions, or no prompts.
         ValueError: an unknown name (the nearest is suggested), or nothing to draw.
         ImportError: plotly is not installed.
 
     Source: arXiv 2510.06477, Fig. 1.
     """
-    validate(ds)
-    if not ds.sizes["prompt"]:
-        raise ValueError("the result holds no prompts, so there is nothing to draw; measure some first")
+    require_single(ds)
     panels = _default_panels(ds) if variables is None else _named_panels(ds, variables)
     many = ds.sizes["prompt"]
     return draw(

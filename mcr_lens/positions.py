@@ -4,8 +4,9 @@ Positions are absolute: counted from the first position of the sequence, also wh
 cache, where a forward pass holds the newest tokens only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -80,9 +81,10 @@ def read_positions(given: Given) -> Positions:
             raise ValueError(f"positions={given!r}: the only name is 'bos'; for a token pass at_tokens()")
         return (0,)
     if isinstance(given, slice):
-        start, step = given.start or 0, 1 if given.step is None else given.step
+        start, step = 0 if given.start is None else given.start, 1 if given.step is None else given.step
         stop = given.stop
-        if start < 0 or step < 1 or (stop is not None and stop <= start):
+        whole = all(isinstance(n, int) for n in (start, step, stop) if n is not None)
+        if not whole or start < 0 or step < 1 or (stop is not None and stop <= start):
             raise ValueError(f"positions={given!r}: a slice counts from 0 and holds at least one position")
         return Span(start, stop, step)
     return integers("positions", given)
@@ -94,10 +96,10 @@ def integers(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: none, a negative one, or something else.
     """
-    numbers = (given,) if isinstance(given, int) else tuple(given)
-    if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
+    numbers = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not numbers or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 0 for n in numbers):
         raise ValueError(f"{what}={given!r}: pass one or more numbers counted from 0")
-    return tuple(sorted(set(numbers)))
+    return tuple(sorted({int(n) for n in numbers}))
 
 
 def describe(positions: Positions) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from mcr_lens.results import ResultSchemaError, validate
+from mcr_lens.results import ResultSchemaError, require_single
 from mcr_lens.summaries import (
     colsum_rate,
     layer_sink_identity,
@@ -97,12 +97,12 @@ def preset(ds: xr.Dataset, name: str) -> xr.Dataset:
 
     Raises:
         ValueError: no such preset.
-        ResultSchemaError: not a result, or a variable it needs was not measured.
+        ResultSchemaError: not a result, several conditions, or a variable it needs was not measured.
 
     Source: the paper that the preset names, in `attrs["source"]`; what is a reconstruction is said in
     `attrs["note"]`.
     """
-    validate(ds)
+    require_single(ds, empty=True)
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} does not exist; the presets are {', '.join(PRESETS)}")
     chosen = PRESETS[name]

@@ -5,6 +5,7 @@ the last one, before the final norm); `layer` 0..L−1 for what a block does; `h
 and writes depth l + 1. Every variable carries units and source, the attributes carry provenance.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,53 @@ def require(ds: xr.Dataset, *names: str) -> None:
         )
 
 
+def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
+    """Refuse in words what is not one result, under one condition, with prompts and these variables.
+
+    Args:
+        ds: what `measure`, `load` or `condition` returns.
+        names: variables it must hold.
+        empty: whether no prompts will do.
+
+    Raises:
+        ResultSchemaError: not a result, several conditions, a variable that was not measured, no prompts.
+
+    Source: this library.
+    """
+    require(ds, *names)
+    refuse_conditions(ds)
+    if not empty and not ds.sizes["prompt"]:
+        raise ResultSchemaError("the result holds no prompts; measure some first")
+
+
+def refuse_conditions(given: xr.Dataset | xr.DataArray) -> None:
+    """Refuse in words what would be averaged over conditions.
+
+    Raises:
+        ResultSchemaError: it has an axis `condition`.
+
+    Source: this library.
+    """
+    if "condition" in given.dims:
+        names = [str(name) for name in given["condition"].values]
+        raise ResultSchemaError(
+            f"the result holds several conditions ({', '.join(names)}); pick one with "
+            f"mcr_lens.condition(ds, {names[0] if names else ''!r})"
+        )
+
+
+def interventions_text(ds: xr.Dataset) -> str:
+    """What was done to the model, as JSON: that of one condition where `ds.sel(condition=...)` picked it.
+
+    Source: this library.
+    """
+    made = str(ds.attrs.get("interventions", "[]"))
+    if "condition" not in ds.coords or "condition" in ds.dims:
+        return made
+    every, name = json.loads(made), str(ds.condition.item())
+    return json.dumps(every[name]) if isinstance(every, dict) and name in every else made
+
+
 def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a result as netCDF, all of it or nothing: a temporary file takes the place at the end.
 
@@ -159,7 +207,8 @@ def merge(*results: xr.Dataset) -> xr.Dataset:
     Prompts are numbered anew. An empty result changes nothing.
 
     Raises:
-        ResultSchemaError: nothing to merge, other variables, or another model, state or intervention.
+        ResultSchemaError: nothing to merge, several conditions, other variables, or another model, state or
+            intervention.
         ValueError: a prompt that is in two results.
     """
     if not results:
@@ -168,11 +217,13 @@ def merge(*results: xr.Dataset) -> xr.Dataset:
     first = parts[0]
     seen: set[str] = set()
     for number, ds in enumerate(parts):
-        different = [k for k in SAME if ds.attrs.get(k) != first.attrs.get(k)]
+        refuse_conditions(ds)
+        one, other = _state(first), _state(ds)
+        different = [k for k in SAME if one[k] != other[k]]
         if different:
             k = different[0]
             raise ResultSchemaError(
-                f"results differ in {k}: {first.attrs.get(k)!r} and {ds.attrs.get(k)!r}; only results of "
+                f"results differ in {k}: {one[k]!r} and {other[k]!r}; only results of "
                 "one model in one state can be merged"
             )
         if set(ds.data_vars) != set(first.data_vars):
@@ -198,10 +249,16 @@ def merge(*results: xr.Dataset) -> xr.Dataset:
     return with_vocabulary(joined.assign_coords(prompt=np.arange(joined.sizes["prompt"])), vocabulary)
 
 
+def _state(ds: xr.Dataset) -> dict[str, Any]:
+    """The attributes that make it one measurement; of one condition, its own interventions."""
+    return {k: ds.attrs.get(k) for k in SAME} | {"interventions": interventions_text(ds)}
+
+
 def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":
     """A long pandas frame: one row per number, with columns variable, prompt, depth, layer, head, value.
 
-    Axes that a variable does not have are left empty. Without names, every variable.
+    A result of several conditions has a column `condition` too. Axes that a variable does not have are left
+    empty. Without names, every variable.
 
     Raises:
         ResultSchemaError: not a result, or a variable it does not hold.
@@ -217,8 +274,9 @@ def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":
         frame["units"] = ds[name].attrs.get("units", "")
         frames.append(frame)
     long = pd.concat(frames, ignore_index=True)
-    axes = [a for a in ("prompt", "depth", "layer", "head") if a in long]
+    axes = [a for a in ("condition", "prompt", "depth", "layer", "head") if a in long]
     others = [c for c in long if c not in ("variable", "value", "units", *axes)]
     for axis in axes + others:
-        long[axis] = long[axis].astype("Int64")
+        if ds[axis].dtype.kind in "iu":  # not the names of conditions
+            long[axis] = long[axis].astype("Int64")
     return long.loc[:, ["variable", *axes, *others, "value", "units"]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from mcr_lens.statistics import require_prompts
+from mcr_lens.results import require_single
 from mcr_lens.summaries import _labelled
 
 SCORES = ("sink_score", "strongest_sink_score", "early_sink_score")
@@ -40,7 +40,7 @@ def sink_curve(
     Source: this library, after arXiv 2510.06477 and arXiv 2604.11791, eq. 17.
     """
     _check_score(variable)
-    require_prompts(ds, variable)
+    require_single(ds, variable)
     taus = np.linspace(0, 1, 101) if thresholds is None else np.asarray(thresholds, dtype=float)
     if taus.ndim != 1 or not taus.size or not ((taus >= 0) & (taus <= 1)).all():
         raise ValueError("thresholds must be one or more numbers in a row, each between 0 and 1")
@@ -76,7 +76,7 @@ def sink_area(ds: xr.Dataset, *, variable: str = "sink_score", above_uniform: bo
     Source: this library.
     """
     _check_score(variable)
-    require_prompts(ds, variable)
+    require_single(ds, variable)
     area = ds[variable].astype(float).mean("head")
     if not above_uniform:
         return _labelled(area, "sink_area", "Area under the sink curve", "1", "this library")
@@ -105,7 +105,7 @@ def uniform_sink_score(ds: xr.Dataset) -> xr.DataArray:
 
     Source: this library, after arXiv 2510.06477; sink score as arXiv 2604.11791, eq. 16.
     """
-    require_prompts(ds, "sink_queries")
+    require_single(ds, "sink_queries")
     seen = ds.sink_queries.transpose("prompt", "layer")
     tokens = ds.n_tokens.drop_vars([c for c in ds.n_tokens.coords if c != "prompt"])
     position = int(ds.attrs.get("position", 0))

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens.resampling import Interval, bootstrap, check_level, mean_interval
-from mcr_lens.results import ResultSchemaError, require
+from mcr_lens.results import require_single
 from mcr_lens.summaries import normalized_entropy, sink_rate
 
 CONSTANT = 1e-12
@@ -161,7 +161,7 @@ def change_correlation(
     reconstruction: raw norm, normalised entropy).
     """
     check_level(level, resamples)
-    require_prompts(ds, "bos_norm", "matrix_entropy", "sink_score")
+    require_single(ds, "bos_norm", "matrix_entropy", "sink_score")
     series = {
         "bos_norm": ds.bos_norm.transpose("prompt", "depth"),
         "entropy": normalized_entropy(ds).transpose("prompt", "depth"),
@@ -193,24 +193,6 @@ def change_correlation(
         attrs={"model": ds.attrs.get("model", "unknown"), "log": int(log), "threshold": threshold,
                "level": level, "resamples": resamples, "seed": seed},
     )  # fmt: skip
-
-
-def require_prompts(ds: xr.Dataset, *names: str) -> None:
-    """Refuse in words what is not one result, in one condition, with prompts and these variables.
-
-    Raises:
-        ResultSchemaError: not a result, a variable that was not measured, several conditions, no prompts.
-
-    Source: this library.
-    """
-    require(ds, *names)
-    if "condition" in ds.dims:
-        raise ResultSchemaError(
-            "the result holds several conditions; pick one with ds.sel(condition=...), for example "
-            f"ds.sel(condition={str(ds.condition.values[0])!r})"
-        )
-    if not ds.sizes["prompt"]:
-        raise ResultSchemaError("the result holds no prompts; measure some first")
 
 
 def _changes_together(

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import require
+from mcr_lens.results import refuse_conditions, require, require_single
 
 
 class ShortPromptWarning(UserWarning):
@@ -151,11 +151,11 @@ def massive_layer(ds: xr.Dataset) -> int:
     large: read `massive_activation_ratio` too.
 
     Raises:
-        ResultSchemaError: not a result, or the ratio was not measured.
+        ResultSchemaError: not a result, several conditions, no prompts, or the ratio was not measured.
 
     Source: arXiv 2510.06477 (emergence layer).
     """
-    require(ds, "massive_activation_ratio")
+    require_single(ds, "massive_activation_ratio")
     return int(ds.massive_activation_ratio.mean("prompt").diff("depth").argmax("depth"))
 
 
@@ -206,7 +206,12 @@ def massive_activation_strength(ds: xr.Dataset) -> xr.DataArray:
 
 
 def mean_by_site(array: xr.DataArray) -> np.ndarray:
-    """Mean over prompts and heads by depth or layer; what is not finite is left out, nothing left is NaN."""
+    """Mean over prompts and heads by depth or layer; what is not finite is left out, nothing left is NaN.
+
+    Raises:
+        ResultSchemaError: several conditions.
+    """
+    refuse_conditions(array)
     numbers = array.astype(float)
     numbers = numbers.where(np.isfinite(numbers))
     with warnings.catch_warnings():

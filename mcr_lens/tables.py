@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from mcr_lens.reading import SINK_THRESHOLD, require_prompts, sink_rates, subject
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.reading import SINK_THRESHOLD, sink_rates, subject
+from mcr_lens.results import ResultSchemaError, require_single
 from mcr_lens.summaries import layer_sink_identity, mean_by_site, normalized_entropy
 
 
@@ -34,9 +34,10 @@ def profile_table(ds: xr.Dataset) -> Table:
     """Means over prompts (and heads) by depth, with each block's numbers next to what it wrote.
 
     Raises:
-        ResultSchemaError: not a result, one without prompts, or one without any of the columns.
+        ResultSchemaError: not a result, several conditions, one without prompts, or one without any of
+            the columns.
     """
-    require_prompts(ds)
+    require_single(ds)
     state, block = _state_columns(ds, subject(ds)), _block_columns(ds, subject(ds))
     if not state and not block:
         raise ResultSchemaError(

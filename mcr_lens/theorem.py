@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import ResultSchemaError, require
+from mcr_lens.results import require_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,7 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     Source: arXiv 2510.06477, Theorem 1 and Corollary 2 (in nats); this library for the lower bound, for
     several rows (Ky Fan, Schur-Horn) and for p below 1/r.
     """
-    _check(ds)
+    require_single(ds, *NEEDED, empty=True)
     bos, rest, alpha = ds.bos_energy, ds.rest_energy, ds.bos_alignment
     rank = np.minimum(ds.n_tokens.reset_coords(drop=True), ds.attrs["d_model"])
     total, aligned = bos + rest, (alpha * rest).where(rest != 0, 0.0)
@@ -206,16 +206,6 @@ def bound_violations(ds: xr.Dataset, *, rounding: float | None = None) -> "pd.Da
             lines.append({"bound": name, **labels, "rows": rows, **numbers})
     columns = ["bound", "prompt", "depth", "rows", "slack", "tolerance"]
     return pd.DataFrame(lines, columns=columns).astype({"rows": "Int64"})
-
-
-def _check(ds: xr.Dataset) -> None:
-    require(ds, *NEEDED)
-    if "condition" in ds.dims:
-        names = ", ".join(map(str, ds["condition"].values))
-        raise ResultSchemaError(
-            f"the result holds {ds.sizes['condition']} conditions ({names}) and bounds are read one at a "
-            "time; pick one with ds.sel(condition=...)"
-        )
 
 
 def _spread(share: xr.DataArray) -> xr.DataArray:

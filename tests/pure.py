@@ -40,6 +40,7 @@ def random_inputs(
         "pattern": scores.masked_fill(future, -torch.inf).softmax(-1),
         "output_gram": weights @ weights.mT,
         "logits": torch.randn(batch, length, VOCABULARY, generator=g),
+        "clean_logits": torch.randn(batch, length, VOCABULARY, generator=g),
     }
     return {name: tensor.to(dtype) for name, tensor in floats.items()} | {
         "visible": torch.ones(length, length, dtype=torch.bool).tril(),

@@ -284,7 +284,7 @@ def test_intervals_widen_with_noise():
         (lambda: dataset(np.ones((2, 9))).isel(prompt=[]), "the result holds no prompts; measure some first"),
         (
             lambda: dataset(np.ones((2, 9))).expand_dims(condition=["a", "b"]),
-            r"axis `condition`; pick one with ds.sel\(condition=...\)",
+            r"several conditions \(a, b\); pick one with mcr_lens.condition\(ds, 'a'\)",
         ),
         (lambda: dataset(np.ones((2, 9))).assign_coords(depth=range(1, 10)), "every depth from 0 on"),
         (lambda: dataset(np.ones((2, 2))), "2 depths: three phases need at least three"),

@@ -89,13 +89,14 @@ def test_tokens_by_text():
         (slice(0, 9, -1), "a slice counts from 0"),
         ([], r"positions=\[\]: pass one or more numbers counted from 0"),
         ([-1], r"positions=\[-1\]: pass one or more numbers"),
-        (1.5, "float"),
+        (1.5, "positions=1.5: pass one or more numbers"),
+        (slice(0.5, None), "a slice counts from 0"),
     ],
 )
 @pytest.mark.usefixtures("as_for_users")
 def test_nonsense_is_refused(positions, message):
     """When the edit is made, before any model is there."""
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(ValueError, match=message):
         zero_ablation("mlp_out", layers=1, positions=positions)
 
 
@@ -110,17 +111,20 @@ def test_at_tokens_needs_tokens():
 def generated(model, tokens, *edits, steps=6) -> list[torch.Tensor]:
     """Norms of what the MLP writes in the prompt and in each decoding step."""
     seen = []
-    with torch.no_grad(), intervene(model, *edits):
-        with model.hooks(
+    with (
+        torch.no_grad(),
+        intervene(model, *edits),
+        model.hooks(
             fwd_hooks=[("blocks.1.hook_mlp_out", lambda t, hook=None: seen.append(t.norm(dim=-1)[0]))]
-        ):
-            model.generate(tokens, max_new_tokens=steps, do_sample=False, verbose=False, stop_at_eos=False)
+        ),
+    ):
+        model.generate(tokens, max_new_tokens=steps, do_sample=False, verbose=False, stop_at_eos=False)
     return seen
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
 def test_positions_are_absolute_while_decoding(family):
-    """With a key-value cache each new token comes alone; sliding layers (window 4) forget, and are counted."""
+    """With a key-value cache each new token comes alone; sliding layers (window 4) forget, yet count."""
     model = load_model(hugging_face(family), tokenizer=tokenizer(), verbose=False)
     tokens = torch.randint(3, 128, (1, 6), generator=torch.Generator().manual_seed(0))
     for positions, wanted in ((0, {0}), ([3, 8], {3, 8}), (slice(7, 10), {7, 8, 9}), ([10], {10})):

@@ -634,7 +634,7 @@ def test_correlation_refuses():
         change_correlation(result({"bos_norm": 1.0, "matrix_entropy": 1.0}))
     two = xr.concat([deeper(), deeper()], xr.DataArray(["clean", "cut"], dims="condition", name="condition"),
                     coords="minimal", compat="override", join="override")  # fmt: skip
-    with pytest.raises(ResultSchemaError, match=r"pick one with ds\.sel\(condition=\.\.\.\).*'clean'"):
+    with pytest.raises(ResultSchemaError, match=r"pick one with mcr_lens\.condition\(ds, 'clean'\)"):
         change_correlation(two)
     np.testing.assert_array_equal(
         change_correlation(two.sel(condition="cut")).correlation, change_correlation(deeper()).correlation
