@@ -1,17 +1,15 @@
-"""What can be done from a shell: `mcr-lens demo`, `measure`, `inspect`, `metrics` and `version`?"""
+"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `inspect`, `metrics`, `version`?"""
 
 import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from mcr_lens.terminal import console, in_words, print_profile, say, sentence
-
-if TYPE_CHECKING:
-    import xarray as xr
+from mcr_lens.delivery import deliver, print_comparison, print_diagnosis
+from mcr_lens.terminal import in_words, print_metrics, say
 
 app = typer.Typer(
     name="mcr-lens",
@@ -35,6 +33,22 @@ class Bos(StrEnum):
     auto = "auto"
     yes = "yes"
     no = "no"
+
+
+BOS: dict[Bos, Any] = {Bos.auto: "auto", Bos.yes: True, Bos.no: False}
+
+Field = Annotated[
+    str | None, typer.Option(help="Field of the JSON Lines that holds the text (default: text).")
+]
+BatchSize = Annotated[str, typer.Option(help="Prompts that run together, or auto.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Cut prompts to so many tokens.")]
+PrependBos = Annotated[
+    Bos, typer.Option(help="Put BOS first; auto: the tokenizer's own BOS where it has one.")
+]
+Position = Annotated[
+    int, typer.Option(min=0, help="The token to take for BOS, counted from 0 at the first token.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only so many prompts.")]
 
 
 def _show_version(wanted: bool) -> bool:
@@ -77,7 +91,7 @@ def metrics(
         if as_json:
             typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         else:
-            _print_metrics(rows)
+            print_metrics(rows)
 
 
 @app.command()
@@ -86,22 +100,18 @@ def demo(
 ) -> None:
     """Measure the bundled model, then again with the MLP silenced that writes the massive activation."""
     with in_words():
-        from importlib.resources import as_file, files
-
         import mcr_lens
-        from mcr_lens.prompt_files import read_prompt_file
 
         _make_folder(out)
-        with as_file(files("mcr_lens").joinpath(DEMO_PROMPTS)) as bundled:
-            prompts, _ = read_prompt_file(bundled)
+        prompts = _bundled_prompts()
         model = mcr_lens.load_model("demo")
         bar = sys.stderr.isatty()
         ds = mcr_lens.measure(model, prompts, progress=bar)
-        _deliver(ds, out)
+        deliver(ds, out)
         culprit = mcr_lens.massive_layer(ds)
         cut = mcr_lens.zero_bos_mlp(culprit)
         edited = mcr_lens.measure(model, prompts, interventions=[cut], progress=bar)
-        _print_comparison(ds, edited, culprit)
+        print_comparison(ds, edited, culprit)
 
 
 @app.command()
@@ -109,24 +119,18 @@ def measure(
     model: ModelName,
     prompts: Annotated[Path, typer.Option(help="Text file with one prompt a line, or JSON Lines (.jsonl).")],
     out: Annotated[Path, typer.Option(help="Folder for result.nc and report.html.")],
-    field: Annotated[
-        str | None, typer.Option(help="Field of the JSON Lines that holds the text (default: text).")
-    ] = None,
+    field: Field = None,
     metrics: Annotated[
         str | None,
         typer.Option(
             help="Names or groups with commas between (default: all but those with * in `mcr-lens metrics`)."
         ),
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="Prompts that run together, or auto.")] = "auto",
-    max_length: Annotated[int | None, typer.Option(min=1, help="Cut prompts to so many tokens.")] = None,
-    prepend_bos: Annotated[
-        Bos, typer.Option(help="Put BOS first; auto: the tokenizer's own BOS where it has one.")
-    ] = Bos.auto,
-    position: Annotated[
-        int, typer.Option(min=0, help="The token to take for BOS, counted from 0 at the first token.")
-    ] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts.")] = None,
+    batch_size: BatchSize = "auto",
+    max_length: MaxLength = None,
+    prepend_bos: PrependBos = Bos.auto,
+    position: Position = 0,
+    limit: Limit = None,
     dtype: Dtype = "float32",
     device: Device = None,
     revision: Revision = None,
@@ -141,10 +145,52 @@ def measure(
         loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
         ds = mcr_lens.measure(
             loaded, texts, wanted, batch_size=size, max_length=max_length,
-            prepend_bos={"yes": True, "no": False}.get(prepend_bos.value, "auto"), position=position,
+            prepend_bos=BOS[prepend_bos], position=position,
             progress=sys.stderr.isatty(),
         )  # fmt: skip
-        _deliver(ds, out)
+        deliver(ds, out)
+
+
+@app.command()
+def diagnose(
+    model: ModelName,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file with one prompt a line, or JSON Lines (default: 16 sentences)."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.nc and report.html.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="File for the verdicts as JSON.")] = None,
+    field: Field = None,
+    batch_size: BatchSize = "auto",
+    max_length: MaxLength = None,
+    prepend_bos: PrependBos = Bos.auto,
+    position: Position = 0,
+    limit: Limit = None,
+    ratio: Annotated[float, typer.Option(help="A row is massive from this norm ratio on.")] = 10.0,
+    threshold: Annotated[float, typer.Option(help="A head is a sink from this mean attention on.")] = 0.3,
+    valley: Annotated[float, typer.Option(help="A valley is this deep, in normalised entropy.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the controls.")] = 0,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Ask whether the paper's claim holds in a model: ablations with controls, and a verdict on each part."""
+    with in_words():
+        import mcr_lens
+
+        size = _batch_size(batch_size)
+        texts = (_bundled_prompts() if prompts is None else _texts(prompts, field))[:limit]
+        if out is not None:
+            _make_folder(out)
+        if as_json is not None and not as_json.parent.is_dir():
+            raise FileNotFoundError(f"{as_json.parent} is not a folder; create it first")
+        loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
+        found = mcr_lens.diagnose(
+            loaded, texts, ratio=ratio, threshold=threshold, valley=valley, seed=seed, batch_size=size,
+            max_length=max_length, prepend_bos=BOS[prepend_bos], position=position,
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        print_diagnosis(found, out, as_json)
 
 
 @app.command()
@@ -183,6 +229,15 @@ def _texts(prompts: Path, field: str | None) -> list[str]:
     return texts
 
 
+def _bundled_prompts() -> list[str]:
+    from importlib.resources import as_file, files
+
+    from mcr_lens.prompt_files import read_prompt_file
+
+    with as_file(files("mcr_lens").joinpath(DEMO_PROMPTS)) as bundled:
+        return read_prompt_file(bundled)[0]
+
+
 def _make_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder with --out")
@@ -195,68 +250,3 @@ def _batch_size(given: str) -> Any:
     if not given.isdecimal() or int(given) < 1:
         raise ValueError(f"--batch-size {given}: pass a positive number or auto")
     return int(given)
-
-
-def _deliver(ds: "xr.Dataset", out: Path) -> None:
-    """Write the files, print the table and the words, and say where the files are."""
-    import mcr_lens
-    from mcr_lens.reading import reading
-    from mcr_lens.results import ResultSchemaError
-
-    written = [mcr_lens.save(ds, out / "result.nc")]
-    page = out / "report.html"
-    try:
-        written.append(mcr_lens.write_report(ds, page))
-    except (ImportError, ValueError) as error:
-        old = f" ({page} is from an earlier run)" if page.exists() else ""
-        say(f"note: no report was written: {sentence(error)}{old}")
-    try:
-        print_profile(ds)
-    except ResultSchemaError as error:
-        say(f"note: no table: {sentence(error)}")
-    for line in reading(ds):
-        typer.echo(line)
-    typer.echo(f"Written: {', '.join(str(path) for path in written)}")
-
-
-def _print_comparison(before: "xr.Dataset", after: "xr.Dataset", layer: int) -> None:
-    """The causal check as numbers: ratio, entropy and sinks, before and after."""
-    from mcr_lens.reading import SINK_LAYER, extremes, number, subject
-
-    old = extremes(before)
-    new = extremes(after, old.depth)
-    name, layers = subject(before), before.attrs["n_layers"]
-    typer.echo(f"\nCausal check: the same prompts, with the MLP of block {layer} writing nothing at {name}.")
-    typer.echo(f"  largest norm ratio: {number(old.ratio)} before, {number(new.ratio)} after")
-    typer.echo(
-        f"  normalised entropy at depth {old.depth}, the lowest before: {number(old.entropy)} before, "
-        f"{number(new.entropy)} after"
-    )
-    typer.echo(
-        f"  layers with a sink rate of {SINK_LAYER:g} or more: {old.sink_layers} of {layers} before, "
-        f"{new.sink_layers} of {layers} after"
-    )
-
-
-def _print_metrics(rows: list[dict[str, Any]]) -> None:
-    """Five columns where they fit, otherwise axes and units below the name and the source below the text."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    out = console()
-    wide = out.width >= 130
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, show_lines=False)
-    headings = ("name", "axes", "units", "description", "source")
-    for heading in headings if wide else ("name, axes, units", "description, source"):
-        table.add_column(heading, no_wrap=heading.startswith("name"))
-    for row in rows:
-        name = row["name"] if row["default"] else f"{row['name']} *"
-        axes, source = Text(" ".join(row["axes"]), style="dim"), Text(row["source"], style="dim")
-        if wide:
-            table.add_row(name, axes, row["units"], Text(row["description"]), source)
-        else:
-            below = Text(f"  {axes} [{row['units']}]", style="dim")
-            table.add_row(Text(f"{name}\n").append(below), Text(f"{row['description']}\n").append(source))
-    out.print(table)
-    out.print(Text("* measured only when named"))

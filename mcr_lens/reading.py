@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens.findings import Place, entropy_valley, phenomena
-from mcr_lens.results import ResultSchemaError, require, validate
+from mcr_lens.results import interventions_text, require_single
 from mcr_lens.summaries import (
     ShortPromptWarning,
     massive_layer,
@@ -71,8 +71,9 @@ def caution(ds: xr.Dataset) -> list[str]:
         found.append(
             f"{many} of {total} prompts do not begin with BOS; there, position 0 is the first token."
         )
-    if str(ds.attrs.get("interventions", "[]")) != "[]":
-        found.append(f"The model was changed while measuring: {ds.attrs['interventions']}.")
+    made = interventions_text(ds)
+    if made != "[]":
+        found.append(f"The model was changed while measuring: {made}.")
     if str(ds.attrs.get("processing", "")).startswith("processed"):
         found.append(f"Norms and entropies are not the trained model's: weights {ds.attrs['processing']}.")
     if "sink_score" in ds:
@@ -94,9 +95,9 @@ def extremes(ds: xr.Dataset, depth: int | None = None) -> Extremes:
     """Largest mean norm ratio, mean normalised entropy at a depth (the lowest), layers full of sinks.
 
     Raises:
-        ResultSchemaError: not a result, or a variable that was not measured.
+        ResultSchemaError: not a result, several conditions, no prompts, or a variable that was not measured.
     """
-    require(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
+    require_single(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
     entropy = mean_by_site(normalized_entropy(ds))
     depth = int(np.nanargmin(entropy)) if depth is None else depth
     return Extremes(
@@ -121,9 +122,9 @@ def reading(ds: xr.Dataset) -> list[str]:
     A phenomenon that is absent is reported as absent; what was not measured is left out.
 
     Raises:
-        ResultSchemaError: not a result, or one without prompts.
+        ResultSchemaError: not a result, several conditions, or one without prompts.
     """
-    require_prompts(ds)
+    require_single(ds)
     found = []
     if "massive_activation_ratio" in ds:
         found.append(_massive(ds))
@@ -145,19 +146,8 @@ def number(value: float, digits: int = 3) -> str:
     if np.isnan(value):
         return "–"
     if digits < 0:
-        return f"{value:.{-digits}f}"
+        return f"{round(value, -digits) + 0.0:.{-digits}f}"  # no −0
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:#.{digits}g}".rstrip(".")
-
-
-def require_prompts(ds: xr.Dataset) -> None:
-    """Refuse in words what has nothing to read.
-
-    Raises:
-        ResultSchemaError: not a result, or one without prompts.
-    """
-    validate(ds)
-    if not ds.sizes["prompt"]:
-        raise ResultSchemaError("the result holds no prompts; measure some first")
 
 
 def _massive(ds: xr.Dataset) -> str:

@@ -10,17 +10,22 @@ import warnings
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
+from mcr_lens.claims import say
 from mcr_lens.plots import plot_profile
 from mcr_lens.reading import CUT_OFFS, caution, number, reading
-from mcr_lens.results import validate
+from mcr_lens.results import require_single
 from mcr_lens.summaries import ShortPromptWarning
 from mcr_lens.tables import profile_table
+
+if TYPE_CHECKING:
+    from mcr_lens.claims import Claim
+    from mcr_lens.diagnosis import Diagnosis
 
 SHOWN = 20
 """How many prompts the page lists."""
@@ -29,11 +34,19 @@ ABOUT = ("schema", "interventions", "skipped_metrics")
 """Attributes that stand at the end of the provenance, because few readers ask for them."""
 
 
-def write_report(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+def write_report(
+    ds: xr.Dataset, path: str | os.PathLike[str], *, diagnosis: "Diagnosis | None" = None
+) -> Path:
     """Write a result as one self-contained HTML page, all of it or nothing.
 
+    Args:
+        ds: a result of `measure`.
+        path: the file.
+        diagnosis: what `diagnose` returns; its verdicts come first on the page.
+
     Raises:
-        ResultSchemaError: not a result, or none of the usual variables was measured.
+        ResultSchemaError: not a result, several conditions, no prompts, or none of the usual variables
+            was measured.
         ValueError: nothing to draw.
         FileNotFoundError: the folder does not exist.
         ImportError: plotly or jinja2 is not installed.
@@ -41,19 +54,19 @@ def write_report(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
     Source: this library.
     """
-    validate(ds)
+    require_single(ds)
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
-    page = _page(ds).encode("utf-8", "replace")
+    page = _page(ds, diagnosis).encode("utf-8", "replace")
     with replacing(target) as part:
         part.write_bytes(page)
     return target
 
 
-def _page(ds: xr.Dataset) -> str:
+def _page(ds: xr.Dataset, diagnosis: "Diagnosis | None") -> str:
     jinja2 = require("jinja2", extra="plots")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -64,6 +77,8 @@ def _page(ds: xr.Dataset) -> str:
     return template.render(
         model=str(ds.attrs.get("model", "model")),
         facts=_facts(ds),
+        summary="" if diagnosis is None else diagnosis.summary,
+        claims=[] if diagnosis is None else [_claim(claim) for claim in diagnosis.claims],
         cautions=caution(ds),
         sentences=reading(ds),
         cut_offs=CUT_OFFS,
@@ -89,6 +104,17 @@ def _figure(ds: xr.Dataset) -> str:
         div_id="profile",
         config={"responsive": True, "displaylogo": False},
     )
+
+
+def _claim(claim: "Claim") -> dict[str, str]:
+    effect = claim.effect
+    return {
+        "statement": claim.statement,
+        "verdict": claim.verdict,
+        "effect": "" if effect is None else say(effect),
+        "measure": claim.measure,
+        "evidence": claim.evidence,
+    }
 
 
 def _facts(ds: xr.Dataset) -> str:

@@ -110,3 +110,27 @@ def console() -> Any:
     found = Console(file=sys.stdout, highlight=False, emoji=False)
     # Below 80 columns rich would cut numbers off; a line that wraps can still be read.
     return found if found.width >= 80 else Console(file=sys.stdout, highlight=False, emoji=False, width=80)
+
+
+def print_metrics(rows: list[dict[str, Any]]) -> None:
+    """Print what can be measured: five columns where they fit, otherwise in two."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    wide = out.width >= 130
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, show_lines=False)
+    headings = ("name", "axes", "units", "description", "source")
+    for heading in headings if wide else ("name, axes, units", "description, source"):
+        table.add_column(heading, no_wrap=heading.startswith("name"))
+    for row in rows:
+        name = row["name"] if row["default"] else f"{row['name']} *"
+        axes, source = Text(" ".join(row["axes"]), style="dim"), Text(row["source"], style="dim")
+        if wide:
+            table.add_row(name, axes, row["units"], Text(row["description"]), source)
+        else:
+            below = Text(f"  {axes} [{row['units']}]", style="dim")
+            table.add_row(Text(f"{name}\n").append(below), Text(f"{row['description']}\n").append(source))
+    out.print(table)
+    out.print(Text("* measured only when named"))

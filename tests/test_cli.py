@@ -248,3 +248,81 @@ def test_position_option(loads, prompt_file, tmp_path):
     out, _ = measure(prompt_file, tmp_path / "out", "--position", 2)
     assert "position 2" in out
     assert mcr_lens.load(tmp_path / "out" / "result.nc").attrs["position"] == 2
+
+
+@pytest.fixture(scope="session")
+def planted():
+    """A model in which something is to be found, with a tokenizer for texts."""
+    from mcr_lens.testing import planted_model
+
+    words = tokenizer(prepends=True)
+    return load_model(planted_model("massive_sinks", "llama3").model, tokenizer=words, verbose=False)
+
+
+@pytest.fixture
+def finds(monkeypatch, planted, as_for_users):
+    monkeypatch.setattr(mcr_lens, "load_model", lambda name, **options: planted)
+
+
+def test_diagnose_prints_verdicts_and_writes_what_was_asked_for(finds, prompt_file, tmp_path):
+    folder, verdicts = tmp_path / "out" / "deeper", tmp_path / "verdicts.json"
+    out, err = run("diagnose", "acme/tiny", "--prompts", prompt_file, "--out", folder, "--json", verdicts)
+    read = json.loads(verdicts.read_text("utf-8"))
+    assert len(read["claims"]) == 13 and read["n_prompts"] == 3
+    words = " ".join(out.split())
+    for claim in read["claims"]:
+        assert f"{claim['verdict']} {claim['statement']}" in words
+        assert claim["evidence"] in words
+    assert read["summary"] in words and "BOS carries a massive activation" in words
+    assert words.index(read["claims"][0]["statement"]) < words.index(read["summary"])
+    for name in ("result.nc", "conditions.nc", "report.html"):
+        assert (folder / name).is_file()
+    assert mcr_lens.condition_names(mcr_lens.load(folder / "conditions.nc"))[:2] == ["clean", "cut"]
+    assert "Does the claim hold in this model?" in (folder / "report.html").read_text("utf-8")
+    assert "Traceback" not in err and "Warning" not in err
+    assert "\x1b" not in out and max(map(len, out[: out.index("Written")].splitlines())) <= 80
+
+
+def test_diagnose_without_files_takes_the_bundled_prompts(finds, prompt_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "DEMO_PROMPTS", str(prompt_file))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    out, _ = run("diagnose", "acme/tiny", "--limit", 2, COLUMNS="200")
+    assert sorted(tmp_path.iterdir()) == before and "Written" not in out
+    assert "MLPs write it" in out
+
+
+def test_diagnose_takes_cut_offs_and_position(finds, prompt_file, tmp_path):
+    verdicts = tmp_path / "v.json"
+    run(
+        "diagnose", "acme/tiny", "--prompts", prompt_file, "--json", verdicts, "--ratio", 500, "--threshold",
+        0.5, "--valley", 0.3, "--position", 1, "--seed", 3,
+    )  # fmt: skip
+    read = json.loads(verdicts.read_text("utf-8"))
+    assert read["cut_offs"] == {"ratio": 500.0, "threshold": 0.5, "valley": 0.3} and read["position"] == 1
+    assert read["claims"][0]["statement"] == "position 1 carries a massive activation"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--json", "no/where.json"], "no is not a folder; create it first"),
+        (["--prompts", "no.txt"], "no.txt is not a file"),
+        (["--ratio", "1"], "ratio=1.0: a massive row is longer than the others"),
+        (["--threshold", "2"], "threshold=2.0: mean attention lies between 0 and 1"),
+        (["--valley", "1"], "normalised entropy lies between 0 and 1"),
+        (["--batch-size", "0"], "--batch-size 0: pass a positive number or auto"),
+    ],
+)
+def test_diagnose_refuses_in_one_sentence(finds, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    out, err = run("diagnose", "acme/tiny", *more, code=1)
+    assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_help_of_diagnose_fits():
+    out, _ = run("diagnose", "--help")
+    assert max(map(len, out.splitlines())) <= 80
+    for option in ("--prompts", "--out", "--json", "--ratio", "--threshold", "--valley", "--position"):
+        assert option in out
+    assert "whether the paper's claim holds" in " ".join(out.split()).lower()

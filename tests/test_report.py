@@ -191,3 +191,60 @@ def test_refusals(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'needs jinja2.*pip install "mcr-lens\[plots\]"'):
         write_report(fake_result(), tmp_path / "r.html")
+
+
+def verdict_on(ds: xr.Dataset, evidence: str = "because of <b>this</b>"):
+    from mcr_lens.claims import Claim
+    from mcr_lens.diagnosis import Diagnosis
+    from mcr_lens.evidence import Findings
+    from mcr_lens.judging import judge
+    from mcr_lens.resampling import Interval
+
+    known = judge(Findings(ds))
+    shown = Interval(0.62, 0.55, 0.7, 0.95, 3)
+    extra = Claim("hostile", f"stated {HOSTILE}", "untestable", evidence, shown, HOSTILE)
+    cut_offs = {"ratio": 10.0, "threshold": 0.3, "valley": 0.2}
+    return Diagnosis((*known, extra), Findings(ds), cut_offs)
+
+
+@pytest.fixture
+def judged():
+    """A whole result, as a diagnosis needs one."""
+    from handmade import result
+
+    return result(seed=3, n_tokens=(20, 24, 30))
+
+
+def test_verdicts_come_first(judged, tmp_path):
+    diagnosis = verdict_on(judged)
+    found = Page(write_report(judged, tmp_path / "v.html", diagnosis=diagnosis).read_text("utf-8"))
+    text = found.text
+    place = 0
+    for word in (
+        "hand-made", "Does the claim hold in this model?", re.sub(r"\s+", " ", diagnosis.summary),
+        diagnosis.claims[0].statement, "0.62 [0.55, 0.70]", "What the numbers say", "Layer profile",
+    ):  # fmt: skip
+        assert text.find(word, place) >= 0, f"{word!r} is missing or comes too early"
+        place = text.find(word, place)
+    for claim in diagnosis.claims:
+        assert claim.statement in text and claim.evidence in text
+    badges = [a["class"] for _, a in found.tags if (a.get("class") or "").startswith("verdict")]
+    assert badges == [f"verdict {claim.verdict}" for claim in diagnosis.claims]
+
+
+def test_a_page_without_a_diagnosis_has_no_verdicts(judged, tmp_path):
+    found = page(judged, tmp_path)
+    assert "Does the claim hold" not in found.text
+    assert not [a for _, a in found.tags if a.get("class") in ("claims", "summary")]
+
+
+def test_no_claim_is_taken_for_html(judged, tmp_path):
+    def tags(evidence: str) -> Page:
+        written = write_report(judged, tmp_path / "h.html", diagnosis=verdict_on(judged, evidence))
+        return Page(written.read_text("utf-8"))
+
+    tame, hostile = tags("because"), tags(HOSTILE)
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
+    assert "img" not in [tag for tag, _ in hostile.tags] and "alert(1)" in hostile.text
+    assert not any("alert(1)" in script for script in hostile.scripts)
+    assert not [v for _, a in hostile.tags for n, v in a.items() if n in ("src", "href", "onmouseover")]

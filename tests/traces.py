@@ -45,4 +45,8 @@ def cached_inputs(model: Any, tokens: Tensor) -> dict[str, list[dict[str, Tensor
                 "visible": (pattern > 0).any(0).any(0),
             }
         )
-    return {"depth": depth, "layer": layer_inputs, "pass": [{"logits": logits, "tokens": tokens}]}
+    return {
+        "depth": depth,
+        "layer": layer_inputs,
+        "pass": [{"logits": logits, "tokens": tokens, "clean_logits": logits}],
+    }

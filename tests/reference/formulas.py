@@ -305,13 +305,19 @@ def kl_divergence(clean, edited) -> float:
     """Mean over t of Σ_v p ln(p / q), p the prediction of the unedited model."""
     found = []
     for row, other in zip(clean, edited, strict=True):
-        p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (row, other))
-        found.append((p * np.log(p / q)).sum())
+        p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (row, other))  # logarithms
+        found.append((np.exp(p) * (p - q)).sum())
     return mean(found)
+
+
+def perplexity(at: Output) -> float:
+    """exp of the loss; beyond float32, in which it is measured, infinite."""
+    value = np.exp(min(next_token_loss(at), 700.0))
+    return float("inf") if value > np.finfo(np.float32).max else value
 
 
 OUTPUT = {
     "next_token_loss": next_token_loss,
-    "perplexity": lambda at: np.exp(next_token_loss(at)),
+    "perplexity": perplexity,
     "kl_divergence": lambda at: kl_divergence(at.logits, at.logits),  # nothing is edited there
 }
