@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens.ablations import number, scale
 from mcr_lens.conditions import join_conditions
 from mcr_lens.hookpoints import HookedModel, model_name
-from mcr_lens.interventions import Intervention, number, scale
+from mcr_lens.interventions import Intervention
 from mcr_lens.measurement import Options, measure_conditions
 from mcr_lens.metrics._registry import select
 from mcr_lens.observer import ObservationWarning

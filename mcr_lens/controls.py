@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from mcr_lens.ablations import inject, random_direction, zero_ablation, zero_bos_mlp
 from mcr_lens.activations import record_activations
 from mcr_lens.hookpoints import HookedModel
-from mcr_lens.interventions import Intervention, inject, random_direction, zero_ablation, zero_bos_mlp
+from mcr_lens.interventions import Intervention
 from mcr_lens.positions import integers
 from mcr_lens.prompts import read_prompts
 from mcr_lens.results import require_single

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens.ablations import zero_ablation
 from mcr_lens.claims import Claim
 from mcr_lens.comparison import compare
 from mcr_lens.conclusion import conclude
@@ -17,7 +18,7 @@ from mcr_lens.culprit import norm_sources
 from mcr_lens.evidence import Findings
 from mcr_lens.findings import Phenomena, Place, phenomena
 from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, MissingHookPointError
-from mcr_lens.interventions import Intervention, zero_ablation
+from mcr_lens.interventions import Intervention
 from mcr_lens.judging import check_cut_offs, judge
 from mcr_lens.liveness import SwallowedEditError
 from mcr_lens.measurement import PromptWarning, measure

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mcr_lens.ablations import zero_ablation
 from mcr_lens.culprit import BatchSize, PrependBos, held, mean_ratio, run_options
 from mcr_lens.hookpoints import HookedModel
-from mcr_lens.interventions import Intervention, zero_ablation
+from mcr_lens.interventions import Intervention
 from mcr_lens.measurement import measure
 
 SITES = ("mlp_out", "attn_out")

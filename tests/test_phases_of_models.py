@@ -6,7 +6,7 @@ import pytest
 import mcr_lens as mcr
 from mcr_lens.models import demo_folder
 from mcr_lens.phases import detect_phases
-from mcr_lens.testing import MECHANISMS, planted_model, planted_prompts
+from mcr_lens.testing import MECHANISMS, Massive, plant, planted_model, planted_prompts
 
 METRICS = ["matrix_entropy", "massive_activation_ratio", "sink_score", "mixing_score"]
 DEPTHS = 7
@@ -73,3 +73,13 @@ def test_the_demo_model_compresses_from_depth_one():
     assert found.compress.start == 1
     assert found.start_interval == (1, 1)
     assert not found.disagreements
+
+
+@pytest.mark.parametrize(("layers", "writes", "removes"), [(2, 0, 1), (12, 2, 9), (80, 15, 66)])
+def test_any_number_of_layers(layers, writes, removes):
+    """The row is massive from behind the block that writes it up to the one that takes it away."""
+    planted = plant("llama3", Massive(writes, removed_by=removes), seed=1, layers=layers)
+    ds = mcr.measure(mcr.load_model(planted, verbose=False), planted_prompts(4), METRICS, progress=False)
+    phases = detect_phases(ds)
+    assert phases.found and phases.compress == range(writes + 1, removes + 1)
+    assert phases.mix == range(writes + 1) and phases.refine == range(removes + 1, layers + 1)
