@@ -123,17 +123,17 @@ def sinks_follow(e: Evidence) -> Claim:
         return claim.untestable(e.why("moved"))
     at = e.sink_layers
 
-    def share(before: np.ndarray, there: np.ndarray) -> float:
-        return ratio_of(over_prompts(there)[at].sum(), over_prompts(before)[at].sum())
+    def share(before: np.ndarray, unmoved: np.ndarray, moved: np.ndarray) -> float:
+        there, already, had = (over_prompts(rate)[at].sum() for rate in (moved, unmoved, before))
+        return ratio_of(there - already, had)
 
-    effect = bootstrap(share, e.rate, e.rate_of(condition(e.findings.moved, "moved")))
-    unmoved = bootstrap(share, e.rate, e.rate_of(condition(e.findings.moved, "clean")))
+    unmoved, moved = (e.rate_of(condition(e.findings.moved, name)) for name in ("clean", "moved"))
+    effect, already = bootstrap(share, e.rate, unmoved, moved), share(e.rate, 0 * unmoved, unmoved)
     said = (
         f"moved to position {e.findings.moved_to}, that token draws {say(effect)} of the sinks that "
-        f"{e.name} had"
+        f"{e.name} had, beyond {number(already, -2)} that it draws in the model as it is"
     )
-    decided = claim.decided(effect, HALF, said, "share of the sinks that follow")
-    return specific(decided, {"not moved": unmoved})
+    return claim.decided(effect, HALF, said, "share of the sinks that follow")
 
 
 def cost(e: Evidence) -> Claim:

@@ -308,7 +308,7 @@ def test_sinks_that_were_there_before_did_not_follow(found):
     there = moved.isel(condition=index).assign_coords(condition=("condition", names))
     claims = {c.name: c for c in judge(replace(found.findings, moved=there))}
     assert claims["sinks_follow"].verdict == "fails"
-    assert "not specific, see not moved" in claims["sinks_follow"].evidence
+    assert "beyond 1.00 that it draws in the model as it is" in claims["sinks_follow"].evidence
 
 
 def test_rows_that_stay_massive_decide_nothing():
