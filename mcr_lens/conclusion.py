@@ -1,22 +1,19 @@
 """What do the verdicts on a model say, taken together, in a few sentences?"""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from mcr_lens.claims import Claim
 from mcr_lens.evidence import HALF, SINK_SHARE
 from mcr_lens.findings import LONG, Phenomena
 from mcr_lens.reading import number, subject
-
-if TYPE_CHECKING:
-    from mcr_lens.claims import Claim
 
 LITTLE = 0.1
 """Below this share of an effect nothing is said of it."""
 
 
-def conclude(claims: Mapping[str, "Claim"], clean: xr.Dataset, seen: Phenomena) -> str:
+def conclude(claims: Mapping[str, Claim], clean: xr.Dataset, seen: Phenomena) -> str:
     """The verdicts in a few sentences that say nothing the claims do not.
 
     Args:
@@ -66,7 +63,7 @@ def joined(texts: Sequence[str], word: str = "and") -> str:
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} {word} {texts[-1]}"
 
 
-def _causes(claims: Mapping[str, "Claim"], name: str, cause: str | None) -> list[str]:
+def _causes(claims: Mapping[str, Claim], name: str, cause: str | None) -> list[str]:
     """What makes what."""
     v = {claim: found.verdict for claim, found in claims.items()}
     by_rows = v["valley_from_massive_rows"]
@@ -112,7 +109,7 @@ def _causes(claims: Mapping[str, "Claim"], name: str, cause: str | None) -> list
     return said
 
 
-def _not_made(claim: "Claim", text: str) -> str:
+def _not_made(claim: Claim, text: str) -> str:
     """Why the massive activation does not count as the cause."""
     effect = claim.effect
     if effect is not None and effect.low >= HALF:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
-from mcr_lens.claims import say
+from mcr_lens.claims import Claim, say
 from mcr_lens.plots import plot_profile
 from mcr_lens.reading import CUT_OFFS, caution, number, reading
 from mcr_lens.results import require_single
@@ -24,7 +24,6 @@ from mcr_lens.summaries import ShortPromptWarning
 from mcr_lens.tables import profile_table
 
 if TYPE_CHECKING:
-    from mcr_lens.claims import Claim
     from mcr_lens.diagnosis import Diagnosis
 
 SHOWN = 20
@@ -106,7 +105,7 @@ def _figure(ds: xr.Dataset) -> str:
     )
 
 
-def _claim(claim: "Claim") -> dict[str, str]:
+def _claim(claim: Claim) -> dict[str, str]:
     effect = claim.effect
     return {
         "statement": claim.statement,
