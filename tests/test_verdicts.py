@@ -97,7 +97,7 @@ def test_planted_mechanisms_get_the_right_verdicts(mechanism, seed):
         assert cost == U
     elif mechanism == "massive_stays":
         # GPT-2 reads the last depth with its embedding: there a massive row hushes confident nonsense.
-        assert (cost == H) == (PLANTED[seed % 3] == "gpt2" and cost != U)
+        assert cost != H or PLANTED[seed % 3] == "gpt2"
     else:
         assert cost != H
 
