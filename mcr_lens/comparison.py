@@ -10,14 +10,12 @@ import xarray as xr
 from mcr_lens.ablations import number, scale
 from mcr_lens.conditions import join_conditions
 from mcr_lens.hookpoints import HookedModel, model_name
-from mcr_lens.interventions import Intervention
+from mcr_lens.interventions import Condition, read_conditions
 from mcr_lens.measurement import Options, measure_conditions
 from mcr_lens.metrics._registry import select
 from mcr_lens.observer import ObservationWarning
 from mcr_lens.positions import Given
 from mcr_lens.visibility import is_causal
-
-Condition = Intervention | Sequence[Intervention]
 
 
 def compare(
@@ -53,7 +51,7 @@ def compare(
 
     Source: arXiv 2510.06477, ablations; loss and KL beside them: this library.
     """
-    made = _read(conditions)
+    made = read_conditions(conditions)
     loss = ["next_token_loss", "perplexity", "kl_divergence"]
     if not is_causal(model):
         loss = ["kl_divergence"]
@@ -106,23 +104,3 @@ def dose_response(
     ds = compare(model, prompts, conditions, metrics, **options)
     about = {"units": "1", "long_name": "Dose λ: the write is scaled by it"}
     return ds.assign_coords(factor=("condition", doses, about))
-
-
-def _read(conditions: Mapping[str, Condition]) -> dict[str, Sequence[Intervention]]:
-    example = 'pass a map such as {"clean": [], "cut": [zero_bos_mlp(1)]}'
-    if not isinstance(conditions, Mapping) or not conditions:
-        what = "an empty map" if isinstance(conditions, Mapping) else type(conditions).__name__
-        raise ValueError(f"conditions: got {what}; {example}")
-    found = {}
-    for name, edits in conditions.items():
-        made: tuple[Any, ...] = (edits,)
-        if isinstance(edits, Sequence) and not isinstance(edits, str):
-            made = tuple(edits)
-        wrong = [e for e in made if not isinstance(e, Intervention)]
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"conditions: the name {name!r} is not a text; {example}")
-        if wrong:
-            what = type(wrong[0]).__name__
-            raise ValueError(f"condition {name!r} holds a {what}, not an intervention; {example}")
-        found[name] = made
-    return found

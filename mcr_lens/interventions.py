@@ -4,7 +4,7 @@ An `Intervention` says where (a site, layers, positions, heads) and what (an edi
 forward pass it becomes plain hooks, for `measure`, `compare`, `intervene` or TransformerLens by hand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +119,10 @@ class _Callback:
         return edited
 
 
+Condition = Intervention | Sequence[Intervention]
+"""What is done in one condition; an empty sequence leaves the model as it is."""
+
+
 @contextmanager
 def intervene(model: HookedModel, *interventions: Intervention) -> Iterator[None]:
     """Run the model with interventions for the length of a `with` block, also in `model.generate`.
@@ -134,3 +138,30 @@ def intervene(model: HookedModel, *interventions: Intervention) -> Iterator[None
     hooks = [hook for intervention in interventions for hook in intervention.fwd_hooks(model)]
     with model.hooks(fwd_hooks=hooks):
         yield
+
+
+def read_conditions(conditions: Mapping[str, Condition]) -> dict[str, Sequence[Intervention]]:
+    """Conditions as a user gives them, as a name → its interventions.
+
+    Raises:
+        ValueError: no conditions, a name that is not text, or something that is not an intervention.
+
+    Source: this library.
+    """
+    example = 'pass a map such as {"clean": [], "cut": [zero_bos_mlp(1)]}'
+    if not isinstance(conditions, Mapping) or not conditions:
+        what = "an empty map" if isinstance(conditions, Mapping) else type(conditions).__name__
+        raise ValueError(f"conditions: got {what}; {example}")
+    found = {}
+    for name, edits in conditions.items():
+        made: tuple[Any, ...] = (edits,)
+        if isinstance(edits, Sequence) and not isinstance(edits, str):
+            made = tuple(edits)
+        wrong = [e for e in made if not isinstance(e, Intervention)]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"conditions: the name {name!r} is not a text; {example}")
+        if wrong:
+            what = type(wrong[0]).__name__
+            raise ValueError(f"condition {name!r} holds a {what}, not an intervention; {example}")
+        found[name] = made
+    return found

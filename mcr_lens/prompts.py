@@ -53,14 +53,14 @@ def read_prompts(
     limit = _limit(model, max_length)
     if prepend_bos not in (True, False, "auto"):
         raise ValueError(f"prepend_bos={prepend_bos!r}: {BOS_ADVICE}")
-    items = _items(prompts)
+    items = items_of(prompts)
     if not items:
         raise ValueError("no prompts were given; pass at least one string or row of token ids")
     vocabulary = getattr(model.cfg, "d_vocab", None)
     found = []
     for number, item in enumerate(items):
         if isinstance(item, str):
-            found.append(_from_text(model, item, number, prepend_bos, limit))
+            found.append(prompt_from_text(model, item, number, prepend_bos, limit))
         else:
             if prepend_bos != "auto":
                 raise ValueError(
@@ -110,7 +110,8 @@ def stack(prompts: Sequence[Prompt], filler: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([p.ids for p in prompts], batch_first=True, padding_value=filler)
 
 
-def _items(prompts: Any) -> list[Any]:
+def items_of(prompts: Any) -> list[Any]:
+    """What a user passes as prompts, one entry each: texts or rows of token ids."""
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, Tensor):
@@ -126,7 +127,10 @@ def _items(prompts: Any) -> list[Any]:
     return items
 
 
-def _from_text(model: Any, text: str, number: int, prepend_bos: bool | str, limit: int | None) -> Prompt:
+def prompt_from_text(
+    model: Any, text: str, number: int, prepend_bos: bool | str, limit: int | None
+) -> Prompt:
+    """A text as a row of token ids, with BOS as asked for, cut to the limit."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
