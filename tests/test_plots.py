@@ -14,6 +14,7 @@ from mcr_lens.metrics import get_metric
 from mcr_lens.plots import plot_profile
 from mcr_lens.reading import caution, number, reading, subject
 from mcr_lens.results import ResultSchemaError, to_dataset
+from mcr_lens.statistics import confidence_interval
 from mcr_lens.tables import profile_table
 
 T, WIDTH, HEADS = 32, 64, 4
@@ -109,12 +110,20 @@ def test_few_enough_ticks_for_a_telephone(n_layers):
     assert 1 <= n_layers / axis.dtick <= 10
 
 
-def test_band_is_10_to_90_percent_of_the_prompts():
+def test_band_is_the_interval_of_the_mean():
     ds = fake_result(prompts=11)
-    low, high, _ = plot_profile(ds, "massive_activation_ratio").data[:3]
-    np.testing.assert_allclose(low.y, ds.massive_activation_ratio.quantile(0.1, "prompt"))
-    np.testing.assert_allclose(high.y, ds.massive_activation_ratio.quantile(0.9, "prompt"))
+    low, high, mean = plot_profile(ds, "massive_activation_ratio").data[:3]
+    expected = confidence_interval(ds.massive_activation_ratio.astype(float))
+    np.testing.assert_array_equal(low.y, expected["low"])
+    np.testing.assert_array_equal(high.y, expected["high"])
+    np.testing.assert_allclose(mean.y, ds.massive_activation_ratio.mean("prompt"))
     assert high.fill == "tonexty"
+
+
+def test_one_prompt_has_no_band_and_no_legend_for_one():
+    fig = plot_profile(fake_result(prompts=1))
+    assert not any(trace.fill for trace in fig.data)
+    assert not any("interval" in (trace.name or "") for trace in fig.data)
 
 
 def test_heads_are_averaged_and_ranked_axes_give_the_largest():
