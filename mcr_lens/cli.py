@@ -1,4 +1,4 @@
-"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `inspect`, `metrics`, `version`?"""
+"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `report`, `inspect`, …?"""
 
 import json
 import sys
@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from mcr_lens.delivery import deliver, print_comparison, print_diagnosis
+from mcr_lens.delivery import (
+    PAGE,
+    beside,
+    deliver,
+    look_closely,
+    print_comparison,
+    print_diagnosis,
+    print_result,
+    print_written,
+    write_page,
+    write_verdicts,
+)
 from mcr_lens.terminal import in_words, print_metrics, say
 
 app = typer.Typer(
@@ -98,20 +109,24 @@ def metrics(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for result.nc and report.html.")] = Path("mcr-lens-demo"),
 ) -> None:
-    """Measure the bundled model, then again with the MLP silenced that writes the massive activation."""
+    """Measure the bundled model, and again with the MLP silenced that writes the massive activation."""
     with in_words():
         import mcr_lens
 
         _make_folder(out)
         prompts = _bundled_prompts()
         model = mcr_lens.load_model("demo")
-        bar = sys.stderr.isatty()
-        ds = mcr_lens.measure(model, prompts, progress=bar)
-        deliver(ds, out)
-        culprit = mcr_lens.massive_layer(ds)
-        cut = mcr_lens.zero_bos_mlp(culprit)
-        edited = mcr_lens.measure(model, prompts, interventions=[cut], progress=bar)
-        print_comparison(ds, edited, culprit)
+        found = mcr_lens.diagnose(model, prompts, progress=sys.stderr.isatty())
+        ds, experiments = found.findings.clean, found.findings.experiments
+        (layer,) = found.findings.cut_layers  # of the bundled model, one block writes it
+        cut = mcr_lens.zero_bos_mlp(layer)
+        seen = look_closely(model, prompts[0], ds, prepend_bos="auto", cut=cut)
+        written = deliver(ds, out, close_up=seen, found=found)
+        print_result(ds)
+        if experiments is not None:
+            print_comparison(ds, mcr_lens.condition(experiments, "cut"), layer)
+        typer.echo(f"\n{found.summary}")
+        print_written(written)
 
 
 @app.command()
@@ -148,7 +163,10 @@ def measure(
             prepend_bos=BOS[prepend_bos], position=position,
             progress=sys.stderr.isatty(),
         )  # fmt: skip
-        deliver(ds, out)
+        seen = look_closely(loaded, texts[0], ds, prepend_bos=BOS[prepend_bos])
+        written = deliver(ds, out, close_up=seen)
+        print_result(ds)
+        print_written(written)
 
 
 @app.command()
@@ -190,7 +208,34 @@ def diagnose(
             max_length=max_length, prepend_bos=BOS[prepend_bos], position=position,
             progress=sys.stderr.isatty(),
         )  # fmt: skip
-        print_diagnosis(found, out, as_json)
+        print_diagnosis(found)
+        written = []
+        if out is not None:
+            ds, layers = found.findings.clean, found.findings.cut_layers
+            cut = mcr_lens.zero_ablation("mlp_out", layers=layers, positions=position) if layers else None
+            seen = look_closely(loaded, texts[0], ds, prepend_bos=BOS[prepend_bos], cut=cut)
+            written += deliver(ds, out, close_up=seen, found=found)
+        if as_json is not None:
+            written.append(write_verdicts(found, as_json))
+        print_written(written)
+
+
+@app.command()
+def report(
+    result: Annotated[Path, typer.Argument(help="A result.nc that measure or diagnose wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html.")],
+) -> None:
+    """Write the page of a result anew, with what lies beside it: ablations, verdicts, a prompt close by."""
+    with in_words():
+        import mcr_lens
+
+        ds = mcr_lens.load(result)
+        _make_folder(out)
+        parts = beside(ds, result.parent)
+        page = write_page(ds, out / PAGE, parts)
+        if page is None:
+            raise typer.Exit(1)
+        print_written([page])
 
 
 @app.command()

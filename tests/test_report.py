@@ -99,7 +99,8 @@ def test_nothing_is_loaded(tmp_path):
         (tag, name, value)
         for tag, attrs in found.tags
         for name, value in attrs.items()
-        if name in ("src", "href", "srcset", "action", "data", "poster", "background", "integrity")
+        if not (name == "href" and (value or "").startswith("#"))  # to a section of the page itself
+        and name in ("src", "href", "srcset", "action", "data", "poster", "background", "integrity")
     ]
     assert loads == []
     assert not any(tag in ("link", "iframe", "object", "embed", "base") for tag, _ in found.tags)
@@ -114,7 +115,8 @@ def test_nothing_is_loaded(tmp_path):
 def test_plotly_is_inlined_once(tmp_path):
     html = write_report(fake_result(), tmp_path / "r.html").read_text("utf-8")
     assert len(re.findall(r"plotly\.js v\d", html)) == 1
-    assert len(re.findall(r'Plotly\.newPlot\(\s*"profile"', html)) == 1
+    for name in ("themes", "layer-profile-drawing", "head-scores-drawing"):
+        assert html.count(f'<script type="application/json" id="{name}">') == 1
 
 
 def test_twenty_prompts_at_most(tmp_path):
@@ -247,4 +249,5 @@ def test_no_claim_is_taken_for_html(judged, tmp_path):
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
     assert "img" not in [tag for tag, _ in hostile.tags] and "alert(1)" in hostile.text
     assert not any("alert(1)" in script for script in hostile.scripts)
-    assert not [v for _, a in hostile.tags for n, v in a.items() if n in ("src", "href", "onmouseover")]
+    assert not [v for _, a in hostile.tags for n, v in a.items() if n in ("src", "onmouseover")]
+    assert all((a["href"] or "").startswith("#") for _, a in hostile.tags if "href" in a)

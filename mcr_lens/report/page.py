@@ -1,30 +1,22 @@
-"""How does a result become one page that can be kept, sent and printed?
-
-The page is a single file: style and plotly.js stand inside it, and its content-security policy forbids
-every request.
-"""
+"""How does a story become HTML?"""
 
 import json
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xarray as xr
 
-from mcr_lens._files import replacing
 from mcr_lens._optional import require
-from mcr_lens.claims import Claim, say
-from mcr_lens.plots import plot_profile
+from mcr_lens.attention_views import circuitsvis_script, fragments
+from mcr_lens.claims import say
 from mcr_lens.reading import CUT_OFFS, caution, number, reading
-from mcr_lens.results import require_single
+from mcr_lens.report import pictures
+from mcr_lens.report.story import Story
+from mcr_lens.resampling import Interval
 from mcr_lens.summaries import ShortPromptWarning
 from mcr_lens.tables import profile_table
-
-if TYPE_CHECKING:
-    from mcr_lens.diagnosis import Diagnosis
 
 SHOWN = 20
 """How many prompts the page lists."""
@@ -33,87 +25,81 @@ ABOUT = ("schema", "interventions", "skipped_metrics")
 """Attributes that stand at the end of the provenance, because few readers ask for them."""
 
 
-def write_report(
-    ds: xr.Dataset, path: str | os.PathLike[str], *, diagnosis: "Diagnosis | None" = None
-) -> Path:
-    """Write a result as one self-contained HTML page, all of it or nothing.
-
-    Args:
-        ds: a result of `measure`.
-        path: the file.
-        diagnosis: what `diagnose` returns; its verdicts come first on the page.
+def render(story: Story) -> str:
+    """The page of a story, complete.
 
     Raises:
-        ResultSchemaError: not a result, several conditions, no prompts, or none of the usual variables
-            was measured.
+        ResultSchemaError: none of the usual variables was measured.
         ValueError: nothing to draw.
-        FileNotFoundError: the folder does not exist.
         ImportError: plotly or jinja2 is not installed.
-        OSError: the file cannot be written.
-
-    Source: this library.
     """
-    require_single(ds)
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
-    page = _page(ds, diagnosis).encode("utf-8", "replace")
-    with replacing(target) as part:
-        part.write_bytes(page)
-    return target
-
-
-def _page(ds: xr.Dataset, diagnosis: "Diagnosis | None") -> str:
     jinja2 = require("jinja2", extra="plots")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = number
-    template = environment.from_string(files("mcr_lens").joinpath("report.html.j2").read_text("utf-8"))
+    ds, verdicts = story.clean, story.verdicts or {}
+    with warnings.catch_warnings():  # short prompts are spoken of in words
+        warnings.simplefilter("ignore", ShortPromptWarning)
+        sections = {
+            "profile": pictures.profile(story),
+            "heads": pictures.heads(story),
+            "theory": pictures.theory(story),
+            "ablation": pictures.ablation(story),
+            "attention": pictures.close_up(story),
+            "dimensions": pictures.dimensions(story),
+        }
     markup = require("markupsafe", extra="plots").Markup
-    return template.render(
+    patterns = (
+        None if story.close_up is None or "pattern" not in story.close_up else fragments(story.close_up)
+    )
+    return environment.from_string(_file("page.html.j2")).render(
         model=str(ds.attrs.get("model", "model")),
         facts=_facts(ds),
-        summary="" if diagnosis is None else diagnosis.summary,
-        claims=[] if diagnosis is None else [_claim(claim) for claim in diagnosis.claims],
+        summary=str(verdicts.get("summary", "")),
+        claims=[_claim(claim) for claim in verdicts.get("claims", ())],
         cautions=caution(ds),
         sentences=reading(ds),
         cut_offs=CUT_OFFS,
-        figure=markup(_figure(ds)),  # plotly's own HTML, with < and > escaped in its JSON
+        sections=sections,
         table=profile_table(ds),
         prompts=list(_prompts(ds)),
         many=ds.sizes["prompt"],
         provenance=_provenance(ds),
         glossary=[_term(str(name), array) for name, array in ds.data_vars.items()],
+        style=markup(_file("page.css")),
+        script=markup(_file("page.js")),
+        plotly=markup(require("plotly.offline", extra="plots").get_plotlyjs()),
+        patterns=None if patterns is None else markup(patterns.html),
+        patterns_style=markup("" if patterns is None else patterns.style),
+        patterns_scripts=[] if patterns is None else [markup(circuitsvis_script()), markup(patterns.script)],
+        themes=markup(pictures.themes()),
+        drawings={p.name: markup(p.drawing) for section in sections.values() for p in section.pictures},
     )
 
 
-def _figure(ds: xr.Dataset) -> str:
-    """The profile and, before it, plotly.js itself."""
-    with warnings.catch_warnings():  # short prompts are spoken of in words
-        warnings.simplefilter("ignore", ShortPromptWarning)
-        fig: Any = plot_profile(ds)
-    # The page has the model's name already, so the figure's title and its room go.
-    fig.update_layout(title=None, margin_t=fig.layout.margin.t - 44, height=fig.layout.height - 44)
-    return fig.to_html(
-        full_html=False,
-        include_plotlyjs=True,
-        div_id="profile",
-        config={"responsive": True, "displaylogo": False},
+def _file(name: str) -> str:
+    return files("mcr_lens.report").joinpath(name).read_text("utf-8")
+
+
+def _claim(claim: Mapping[str, Any]) -> dict[str, str]:
+    """A claim as JSON has it, in words."""
+    effect, ends = claim.get("effect"), claim.get("ci")
+    low, high = ends or (float("nan"), float("nan"))
+    interval = (
+        None if effect is None else Interval(effect, _real(low), _real(high), 0.95, int(claim.get("n", 0)))
     )
-
-
-def _claim(claim: Claim) -> dict[str, str]:
-    effect = claim.effect
     return {
-        "statement": claim.statement,
-        "verdict": claim.verdict,
-        "effect": "" if effect is None else say(effect),
-        "measure": claim.measure,
-        "evidence": claim.evidence,
+        "statement": str(claim["statement"]),
+        "verdict": str(claim["verdict"]),
+        "effect": "" if interval is None else say(interval),
+        "measure": str(claim.get("measure", "")),
+        "evidence": str(claim["evidence"]),
     }
+
+
+def _real(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def _facts(ds: xr.Dataset) -> str:
