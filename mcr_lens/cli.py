@@ -116,15 +116,16 @@ def demo(
         _make_folder(out)
         prompts = _bundled_prompts()
         model = mcr_lens.load_model("demo")
-        found = mcr_lens.diagnose(model, prompts, progress=sys.stderr.isatty())
-        ds, experiments = found.findings.clean, found.findings.experiments
-        (layer,) = found.findings.cut_layers  # of the bundled model, one block writes it
+        bar = sys.stderr.isatty()
+        found = mcr_lens.diagnose(model, prompts, progress=bar)
+        ds = found.findings.clean
+        layer = mcr_lens.massive_layer(ds)
         cut = mcr_lens.zero_bos_mlp(layer)
+        edited = mcr_lens.measure(model, prompts, interventions=[cut], progress=bar)
         seen = look_closely(model, prompts[0], ds, prepend_bos="auto", cut=cut)
         written = deliver(ds, out, close_up=seen, found=found)
         print_result(ds)
-        if experiments is not None:
-            print_comparison(ds, mcr_lens.condition(experiments, "cut"), layer)
+        print_comparison(ds, edited, layer)
         typer.echo(f"\n{found.summary}")
         print_written(written)
 

@@ -64,7 +64,9 @@ def test_measure_writes_result_and_report(loads, prompt_file, tmp_path):
     out, err = measure(prompt_file, tmp_path / "a" / "b", "--revision", "step1")
     ds = mcr_lens.load(tmp_path / "a" / "b" / "result.nc")
     assert ds.sizes["prompt"] == 3 and ds.text.values.tolist() == LINES
-    assert (tmp_path / "a" / "b" / "report.html").is_file()
+    assert (tmp_path / "a" / "b" / "report.html").is_file() and (
+        tmp_path / "a" / "b" / "close_up.nc"
+    ).is_file()
     assert "result.nc" in out and "report.html" in out and "norm ratio peaks" in out
     assert loads == [("acme/tiny", {"dtype": "float32", "device": None, "revision": "step1"})]
     assert "Traceback" not in err and "Warning" not in err
@@ -275,7 +277,7 @@ def test_diagnose_prints_verdicts_and_writes_what_was_asked_for(finds, prompt_fi
         assert claim["evidence"] in words
     assert read["summary"] in words and "BOS carries a massive activation" in words
     assert words.index(read["claims"][0]["statement"]) < words.index(read["summary"])
-    for name in ("result.nc", "conditions.nc", "report.html"):
+    for name in ("result.nc", "conditions.nc", "close_up.nc", "verdicts.json", "report.html"):
         assert (folder / name).is_file()
     assert mcr_lens.condition_names(mcr_lens.load(folder / "conditions.nc"))[:2] == ["clean", "cut"]
     assert "Does the claim hold in this model?" in (folder / "report.html").read_text("utf-8")
