@@ -167,3 +167,22 @@ def test_a_page_of_twelve_layers_stays_below_eight_megabytes(tmp_path):
     wide = seen.isel(shown=[0] * 8).assign_coords(layer=("shown", [1] * 8), head=("shown", list(range(8))))
     written = write_report(ds, tmp_path / "r.html", conditions=ablated(ds), close_up=wide)
     assert written.stat().st_size < 8e6
+
+
+def test_a_figure_without_its_title_keeps_everything_else_in_place():
+    from mcr_lens.plots import plot_token_norms
+    from mcr_lens.plots.theme import without_title
+
+    fig = plot_token_norms(looked_at(whole()))
+
+    def above_the_lower_edge() -> list[float]:
+        bars = [trace.colorbar.y for trace in fig.data]
+        return [y * fig.layout.height for y in (*bars, fig.layout.legend.y)]
+
+    before, height = above_the_lower_edge(), fig.layout.height
+    inner = height - fig.layout.margin.t - fig.layout.margin.b
+    about = without_title(fig)
+    assert fig.layout.title.text is None and fig.layout.height < height
+    assert about["title"] and "clean" in about["subtitle"]
+    np.testing.assert_allclose(above_the_lower_edge(), before)
+    assert fig.layout.height - fig.layout.margin.t - fig.layout.margin.b == inner

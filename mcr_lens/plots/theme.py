@@ -117,6 +117,21 @@ def frame(
     )  # fmt: skip
 
 
+def without_title(fig: Any) -> dict[str, str]:
+    """Take the title away, with the room it takes, for a page that sets it in its own type.
+
+    Returns title and subtitle, as they came: not safe as HTML.
+    """
+    layout, about = fig.layout, fig.layout.meta
+    height = layout.height - about["title_height"]
+    placed = [layout.legend, layout.coloraxis.colorbar, *(getattr(t, "colorbar", None) for t in fig.data)]
+    for part in placed:  # what is placed in the whole figure stays as far from its lower edge
+        if part is not None and part.yref == "container" and part.y is not None:
+            part.y = part.y * layout.height / height
+    fig.update_layout(title=None, meta=None, height=height, margin_t=layout.margin.t - about["title_height"])
+    return {"title": about["title"], "subtitle": about["subtitle"]}
+
+
 def legend_rows(names: Sequence[str]) -> int:
     """How many lines a legend needs on a telephone, filled from left to right."""
     rows, used = 0, float("inf")

@@ -10,7 +10,7 @@ import xarray as xr
 
 from mcr_lens import plots
 from mcr_lens.phases import detect_phases
-from mcr_lens.plots.theme import template
+from mcr_lens.plots.theme import template, without_title
 from mcr_lens.report.story import Story
 from mcr_lens.results import ResultSchemaError
 from mcr_lens.summaries import ShortPromptWarning
@@ -110,11 +110,8 @@ def dimensions(story: Story) -> Section:
 
 def picture(name: str, label: str, fig: Any) -> Picture:
     """A figure without its title, which the page sets in its own type, and without its template."""
-    about = fig.layout.meta
-    fig.update_layout(
-        title=None, template=None, meta=None, margin_t=fig.layout.margin.t - about["title_height"],
-        height=fig.layout.height - about["title_height"],
-    )  # fmt: skip
+    about = without_title(fig)
+    fig.update_layout(template=None)
     return Picture(name, label, about["subtitle"], int(fig.layout.height), safe_json(fig.to_json()))
 
 
