@@ -41,7 +41,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --group test
+	$(PIP) -e '.[notebook]' --group test
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -10,7 +10,11 @@ from .ablations import scale as scale
 from .ablations import zero_ablation as zero_ablation
 from .ablations import zero_bos_mlp as zero_bos_mlp
 from .activations import record_activations as record_activations
+from .attention_views import AttentionView as AttentionView
+from .attention_views import attention_page as attention_page
 from .claims import Claim as Claim
+from .closeup import attention_view as attention_view
+from .closeup import close_up as close_up
 from .comparison import compare as compare
 from .comparison import dose_response as dose_response
 from .conditions import change as change
@@ -21,6 +25,8 @@ from .controls import matched_controls as matched_controls
 from .culprit import norm_sources as norm_sources
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .explorer import Explorer as Explorer
+from .explorer import explore as explore
 from .findings import Phenomena as Phenomena
 from .findings import Place as Place
 from .findings import Valley as Valley
@@ -50,6 +56,7 @@ from .minimal import minimal_ablation as minimal_ablation
 from .models import ModelLoadError as ModelLoadError
 from .models import load_model as load_model
 from .neurons import writing_neurons as writing_neurons
+from .notable import notable_heads as notable_heads
 from .nulls import null_share as null_share
 from .nulls import other_positions as other_positions
 from .nulls import random_weights as random_weights
@@ -59,7 +66,18 @@ from .observer import Observer as Observer
 from .observer import observe as observe
 from .phases import Phases as Phases
 from .phases import detect_phases as detect_phases
+from .plots import plot_attention_shares as plot_attention_shares
+from .plots import plot_bounds as plot_bounds
+from .plots import plot_comparison as plot_comparison
+from .plots import plot_complexity as plot_complexity
+from .plots import plot_dose_response as plot_dose_response
+from .plots import plot_heads as plot_heads
+from .plots import plot_massive_dimensions as plot_massive_dimensions
+from .plots import plot_pattern as plot_pattern
 from .plots import plot_profile as plot_profile
+from .plots import plot_readouts as plot_readouts
+from .plots import plot_sink_curves as plot_sink_curves
+from .plots import plot_token_norms as plot_token_norms
 from .positions import at_tokens as at_tokens
 from .presets import preset as preset
 from .provenance import ProcessedWeightsWarning as ProcessedWeightsWarning
