@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --nbmake notebooks
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake -n 2 notebooks
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -123,10 +123,10 @@ def test_one_condition_is_read_like_any_result(name):
             assert str(got) == str(wanted)
 
 
-@pytest.mark.parametrize("name", [*WHOLE, "write_report"])
-def test_several_conditions_are_not_averaged(name, tmp_path):
+@pytest.mark.parametrize("name", [name for name in WHOLE if name != "plot_profile"])
+def test_several_conditions_are_not_averaged(name):
     """Refused in one sentence that names the conditions and the way out, an axis of one entry too."""
-    read = READERS.get(name, lambda ds: mcr_lens.write_report(ds, tmp_path / "report.html"))
+    read = READERS[name]
     words = (
         r"the result holds several conditions \(clean, cut\); pick one with "
         r"mcr_lens\.condition\(ds, 'clean'\)$"
@@ -135,7 +135,22 @@ def test_several_conditions_are_not_averaged(name, tmp_path):
         read(joined())
     with pytest.raises(ResultSchemaError, match=r"several conditions \(cut\); pick one .* 'cut'\)"):
         read(joined().isel(condition=[1]))
-    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_and_a_page_keep_the_conditions_apart(tmp_path):
+    """A line for each in the figure; on the page the first in words, both in the section on ablations."""
+    lines = [trace for trace in mcr_lens.plot_profile(joined(), "anisotropy").data if trace.hovertemplate]
+    assert len(lines) == 2
+    alone = [
+        next(
+            t for t in mcr_lens.plot_profile(condition(joined(), name), "anisotropy").data if t.hovertemplate
+        )
+        for name in ("cut", "clean")
+    ]
+    for line, wanted in zip(lines, alone, strict=True):
+        np.testing.assert_array_equal(line.y, wanted.y)
+    page = mcr_lens.write_report(joined(), tmp_path / "both.html").read_text("utf-8")
+    assert "The model was changed while measuring" not in page and 'id="comparison"' in page
 
 
 def test_a_page_of_one_condition(tmp_path):

@@ -39,6 +39,17 @@ def test_ablate_bos(demo, capsys):
     assert "The MLP of block 0, at BOS" in capsys.readouterr().out
 
 
+def test_make_figures(demo, tmp_path, monkeypatch):
+    """A page for every figure there is; plotly.js once, beside them."""
+    module = script("make_figures")
+    monkeypatch.setattr(module, "PROMPTS", FRESH[:6])
+    written = module.main(tmp_path / "figures", demo)
+    there = {name.removeprefix("plot_") for name in dir(mcr) if name.startswith("plot_")}
+    assert there <= {page.stem for page in written}
+    assert all(page.stat().st_size < 200_000 for page in written)
+    assert (tmp_path / "figures" / "plotly.min.js").is_file()
+
+
 def test_use_in_your_project(demo, capsys):
     """Plain hooks and a verdict from somebody else's code; nothing is left hanging on their model."""
     tokens = demo.to_tokens(FRESH[0])

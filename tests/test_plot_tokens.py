@@ -129,7 +129,7 @@ def test_heads_and_conditions_are_picked_and_named():
     fig = plot_pattern(ds, 1, "cut <b>")
     lower = np.tri(5, dtype=bool)
     np.testing.assert_allclose(heat(fig).z[lower], ds.pattern[1, 1].values[lower])
-    assert "acme/tiny: layer 0, head 3" in fig.layout.title.text
+    assert "block 0, head 3 of acme/tiny" in fig.layout.title.text
     assert "cut &lt;b&gt;: “" in fig.layout.title.text
 
 
@@ -200,7 +200,7 @@ def test_patterns_and_heads_that_are_not_there(as_for_users):
         plot_pattern(close(patterns=False))
     for shown in (2, -1, True, "0"):
         with pytest.raises(
-            ValueError, match=r"is not a head .* it holds 0: layer 2, head 1, 1: layer 0, head 3"
+            ValueError, match=r"is not a head .* it holds 0: block 2, head 1, 1: block 0, head 3"
         ):
             plot_pattern(close(), shown)
 

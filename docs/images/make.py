@@ -22,8 +22,15 @@ HERE = Path(__file__).parent
 WIDTH, COLORS = 900, 256
 PLANTED = {32: 32, 80: 64}
 """Layers and heads of the models on the sheets, as in models of 8 and 70 billion parameters."""
-SHEETS, COLUMNS, SHRUNK = 4, 3, 300
-"""How many sheets, columns of each, and pixels of a figure across."""
+SHEETS = (
+    ("profile", "sink_curves", "dose_response", "readouts"),
+    ("several", "massive_dimensions", "complexity"),
+    ("heads", "token_norms", "pattern"),
+    ("attention_shares", "bounds", "comparison"),
+)
+"""What stands together: heat maps would take the lines' share of the few colours."""
+COLUMNS, SHRUNK = 3, 300
+"""Columns of a sheet, and pixels of a figure across."""
 
 
 def picture(fig: Any, width: int = WIDTH) -> Image.Image:
@@ -82,9 +89,9 @@ def main(layers: int | None = None) -> None:
             save(picture(fig), f"demo_{name}")
         return
     model, prompts = planted(layers, PROMPTS)
-    made = list(figures(model, prompts, prompts[0]).values())
-    for number in range(SHEETS):
-        save(sheet(made[number::SHEETS]), f"sheet_{layers}_layers_{number + 1}")
+    made = figures(model, prompts, prompts[0])
+    for number, names in enumerate(SHEETS, start=1):
+        save(sheet([made[name] for name in names]), f"sheet_{layers}_layers_{number}")
 
 
 if __name__ == "__main__":

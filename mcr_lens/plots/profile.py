@@ -159,7 +159,8 @@ def _panel(series: Sequence[Series], name: str, number: int) -> Panel:
     unit = "pure number" if units == "1" else units
     values = np.concatenate([part for line in lines for part in (line.mean, line.low, line.high)])
     values = values[np.isfinite(values)]
-    log = bool(values.size and values.min() > 0 and values.max() / values.min() > WIDE)
+    # Shares and scores stay on their own scale, from 0 to 1.
+    log = bool(values.size and values.min() > 0 and values.max() > max(1, WIDE * values.min()))
     title = str(arrays[0].attrs.get("long_name", name))
     if set(RANKED) & set(arrays[0].dims):
         title += " (here the largest)"

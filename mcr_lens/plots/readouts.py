@@ -202,7 +202,7 @@ def _panel(series: Sequence[Series], name: str, number: int) -> Panel:
     unit = "pure number" if units == "1" else units
     title = str(about.get("long_name", name))
     if "better" in about:
-        title += f" (★ {'lowest' if about['better'] == 'lower' else 'highest'})"
+        title += f" (★\N{NO-BREAK SPACE}{'lowest' if about['better'] == 'lower' else 'highest'})"
     return Panel(title, f"{unit} (log)" if log else unit, lines, log=log)
 
 

@@ -40,14 +40,19 @@ GREY = "#808080"
 CLEAR = "rgba(0, 0, 0, 0)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
-TITLE_WIDTH, SUBTITLE_WIDTH, NARROWEST = 42, 52, 350
-"""Characters in a line of a title and of a subtitle, and pixels of a legend, that fit a telephone."""
+TITLE_WIDTH, SUBTITLE_WIDTH, NARROWEST = 42, 52, 308
+"""Characters in a line of a title and of a subtitle, and pixels of a legend, that fit a telephone.
+
+A legend is never wider than the plotting area."""
 
 LEFT, RIGHT, AXIS = 66, 16, 56
 """Pixels: left of the axes, right of them, and below them for tick labels and the axis title."""
 
 BAR = 82
 """Pixels right of the axes for a vertical colour bar with ticks and a title."""
+
+AWAY = ("sendChartToCloud", "sendDataToCloud")
+"""Buttons that would send a figure, with its numbers, to somebody's server."""
 
 LIGHT_COLORS = {
     "text": "#1d2129",
@@ -75,7 +80,7 @@ def template(dark: bool = False) -> "go.layout.Template":
                        "font": {"family": FONT, "size": 13, "color": color["text"]}},
         "coloraxis": {"colorbar": bar},
         "modebar": {"bgcolor": CLEAR, "color": GREY, "activecolor": PALETTE[1],
-                    "remove": ["select2d", "lasso2d"]},
+                    "remove": ["select2d", "lasso2d", *AWAY]},
     }  # fmt: skip
     return go.layout.Template(layout=layout, data={"heatmap": [{"colorbar": bar}]})
 
@@ -136,7 +141,7 @@ def legend_rows(names: Sequence[str]) -> int:
     """How many lines a legend needs on a telephone, filled from left to right."""
     rows, used = 0, float("inf")
     for name in names:
-        width = len(html.unescape(name)) * 7.5 + 46
+        width = len(html.unescape(name)) * 7.5 + 43
         if used + width > NARROWEST:
             rows, used = rows + 1, 0
         used += width

@@ -145,7 +145,7 @@ def plot_pattern(
     step = math.ceil(1.1 * LABEL * n / PHONE)
     labels = [shortened(token, LONGEST) for token in tokens[::step]]
     _frame(
-        fig, title=f"{closeup.attrs.get('model', 'model')}: {_head(closeup, shown)}",
+        fig, title=f"{_head(closeup, shown)} of {closeup.attrs.get('model', 'model')}",
         subtitle=f"{condition}: {_prompt(closeup)}", colors="attention",
         inner=min(max(PHONE, ROW * n), LARGEST), labels=labels, above=_width(labels) + 34, dark=dark,
     )  # fmt: skip
@@ -184,7 +184,7 @@ def _median(norms: np.ndarray) -> float:
 
 
 def _head(closeup: xr.Dataset, shown: int) -> str:
-    return f"layer {int(closeup.layer.values[shown])}, head {int(closeup['head'].values[shown])}"
+    return f"block {int(closeup.layer.values[shown])}, head {int(closeup['head'].values[shown])}"
 
 
 def _prompt(closeup: xr.Dataset) -> str:

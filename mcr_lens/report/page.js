@@ -5,7 +5,8 @@
   const scheme = window.matchMedia("(prefers-color-scheme: dark)");
   const theme = () => (scheme.matches ? themes.dark : themes.light);
   const wide = window.matchMedia("(min-width: 560px)").matches; // on a telephone the buttons would cover titles
-  const config = { responsive: true, displaylogo: false, displayModeBar: wide ? "hover" : false };
+  const away = ["sendChartToCloud", "sendDataToCloud"]; // a page that is sent to a colleague sends nothing on
+  const config = { modeBarButtonsToRemove: away, responsive: true, displaylogo: false, displayModeBar: wide ? "hover" : false };
   const figures = [...document.querySelectorAll(".plot")];
   for (const figure of figures) {
     const { data, layout } = parsed(`${figure.id}-drawing`);

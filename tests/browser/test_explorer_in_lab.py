@@ -15,9 +15,8 @@ pytestmark = pytest.mark.demo
 
 CELL = """\
 import mcr_lens as mcr
-from mcr_lens.explorer import explore
 
-explorer = explore(mcr.load_model("demo", verbose=False))
+explorer = mcr.explore(mcr.load_model("demo"))
 explorer"""
 
 WAIT = 120
@@ -26,6 +25,7 @@ WAIT = 120
 OPTIONS = (
     "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
     "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.expose_app_in_browser=True",
     "--LabApp.extension_manager=readonly",
 )  # fmt: skip
 
@@ -144,6 +144,12 @@ SHOWN = """figure => {
 }"""
 
 
+KERNEL_READY = """() => {
+  const shown = window.jupyterapp?.shell.currentWidget;
+  return shown?.sessionContext?.session?.kernel?.status === "idle";
+}"""
+
+
 @pytest.fixture(scope="module")
 def seen(lab, browser, listening):
     """The notebook, its only cell run, its figures drawn."""
@@ -152,7 +158,7 @@ def seen(lab, browser, listening):
     context.route("**/*", lambda r: r.continue_() if r.request.url.startswith(lab[:20]) else r.abort())
     page = context.new_page()
     page.goto(lab)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.wait_for_function(KERNEL_READY)  # until then, a cell that is run is forgotten
     page.locator(".jp-CodeCell .cm-content").first.click()
     found = Lab(listening(page), page)
     page.keyboard.press("Shift+Enter")
