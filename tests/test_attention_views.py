@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
+from html_page import Page
 
 from mcr_lens import attention_views
 from mcr_lens.attention_views import (
@@ -59,37 +59,6 @@ def closeup(
         },
         attrs=about | attrs,
     )
-
-
-class Page(HTMLParser):
-    """Tags with attributes, visible text, scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.scripts: list[str] = []
-        self._open = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-
-    def handle_endtag(self, tag):
-        self._open = ""
-
-    def handle_data(self, data):
-        if self._open != "style":
-            (self.scripts if self._open == "script" else self.words).append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-    @property
-    def data(self) -> dict:
-        return json.loads(self.scripts[0])
 
 
 def page(ds: xr.Dataset, **options) -> Page:

@@ -4,11 +4,11 @@ import os
 import re
 import stat
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import xarray as xr
+from html_page import Page
 from test_plots import fake_result
 
 from mcr_lens import report
@@ -16,34 +16,6 @@ from mcr_lens.report import write_report
 from mcr_lens.results import ResultSchemaError
 
 HOSTILE = "</script><script>alert(1)</script>\"onmouseover='x' {{ 7*7 }} <img src=https://evil.example>"
-
-
-class Page(HTMLParser):
-    """Tags with attributes, visible text, and the scripts and styles of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.scripts: list[str] = []
-        self.styles: list[str] = []
-        self._open = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-
-    def handle_endtag(self, tag):
-        self._open = ""
-
-    def handle_data(self, data):
-        kind = {"script": self.scripts, "style": self.styles}.get(self._open, self.words)
-        kind.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def page(ds: xr.Dataset, folder) -> Page:

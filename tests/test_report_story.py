@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
+from html_page import Page
 from test_plots import fake_result
-from test_report import HOSTILE, Page, page, verdict_on
+from test_report import HOSTILE, page, verdict_on
 
 from mcr_lens.conditions import join_conditions
 from mcr_lens.report import write_report
