@@ -34,6 +34,7 @@ def deliver(
 ) -> list[Path]:
     """Write the files of a story and its page; say where a page could not be written."""
     import mcr_lens
+    from mcr_lens._files import replacing
 
     of = {OF: ds.attrs["created"]}
     written = [mcr_lens.save(ds, out / RESULT)]
@@ -41,7 +42,8 @@ def deliver(
     if experiments is not None:
         written.append(mcr_lens.save(experiments.assign_attrs(of), out / CONDITIONS))
     if close_up is not None:
-        close_up.assign_attrs(of).to_netcdf(out / CLOSE_UP, engine="h5netcdf")
+        with replacing(out / CLOSE_UP) as part:
+            close_up.assign_attrs(of).to_netcdf(part, engine="h5netcdf")
         written.append(out / CLOSE_UP)
     if found is not None:
         written.append(write_verdicts(found, out / VERDICTS))

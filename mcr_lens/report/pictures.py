@@ -1,7 +1,6 @@
 """Which figures does a page show, in which order, and what is said where one cannot be drawn?"""
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +8,10 @@ from typing import Any
 import xarray as xr
 
 from mcr_lens import plots
-from mcr_lens.phases import detect_phases
+from mcr_lens.phases import Phases, detect_phases
 from mcr_lens.plots.theme import template, without_title
 from mcr_lens.report.story import Story
 from mcr_lens.results import ResultSchemaError
-from mcr_lens.summaries import ShortPromptWarning
 
 HEAD_MAPS = ("sink_score", "mixing_score", "sink_identity", "value_drain")
 NEEDED_BY = {"sink_identity": ("sink_identity_index", "sink_identity_mass")}
@@ -43,10 +41,10 @@ class Section:
 
 def profile(story: Story) -> Section:
     """The layer profile with its phases."""
-    found = Section("profile", "Layer profile", [_phases(story.clean)])
-    found.pictures.append(
-        picture("layer-profile", "Norm, entropy and sinks by depth", plots.plot_profile(story.clean))
-    )
+    sentence, phases = _phases(story.clean)
+    found = Section("profile", "Layer profile", [sentence])
+    fig = plots.plot_profile(story.clean, phases=phases)
+    found.pictures.append(picture("layer-profile", "Norm, entropy and sinks by depth", fig))
     return found
 
 
@@ -134,19 +132,17 @@ def _add(section: Section, name: str, label: str, draw: Callable[[], Any]) -> No
         section.sentences.append(f"{label}: not drawn, {error}.")
 
 
-def _phases(ds: xr.Dataset) -> str:
-    """The phases in a sentence."""
+def _phases(ds: xr.Dataset) -> tuple[str, Phases | None]:
+    """The phases in a sentence, and themselves where they can be told."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ShortPromptWarning)
-            phases = detect_phases(ds)
+        phases = detect_phases(ds)
     except ValueError as error:
-        return f"Phases: cannot be told, {error}."
+        return f"Phases: cannot be told, {error}.", None
     if not phases.found:
-        return f"Three phases were not found: {phases.reason}."
+        return f"Three phases were not found: {phases.reason}.", phases
     spans = {"mix": phases.mix, "compress": phases.compress, "refine": phases.refine}
     named = ", ".join(
         f"{name} at depth{f's {s.start} to {s.stop - 1}' if len(s) > 1 else f' {s.start}'}"
         for name, s in spans.items()
     )
-    return f"Phases: {named} (shaded)."
+    return f"Phases: {named} (shaded).", phases
