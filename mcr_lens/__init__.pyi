@@ -89,6 +89,10 @@ from .results import load as load
 from .results import merge as merge
 from .results import save as save
 from .results import tidy as tidy
+from .running_moments import load_moments as load_moments
+from .running_moments import merge_moments as merge_moments
+from .running_moments import moments as moments
+from .running_moments import read_moments as read_moments
 from .sink_curves import sink_area as sink_area
 from .sink_curves import sink_curve as sink_curve
 from .sink_curves import uniform_sink_rate as uniform_sink_rate
@@ -106,6 +110,10 @@ from .summaries import mlp_write_share as mlp_write_share
 from .summaries import normalized_entropy as normalized_entropy
 from .summaries import sink_identity as sink_identity
 from .summaries import sink_rate as sink_rate
+from .sweep_store import SweepError as SweepError
+from .sweep_store import SweepWarning as SweepWarning
+from .sweeps import SweepResult as SweepResult
+from .sweeps import sweep as sweep
 from .theorem import bound_violations as bound_violations
 from .theorem import bounds as bounds
 from .twins import random_twin as random_twin

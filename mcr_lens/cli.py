@@ -1,4 +1,4 @@
-"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `report`, `inspect`, …?"""
+"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `report`, `inspect`, `sweep`, …?"""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mcr_lens.cli_sweep import sweep
 from mcr_lens.delivery import (
     PAGE,
     beside,
@@ -255,6 +256,9 @@ def inspect(
         typer.echo(str(seen))
         if not seen.supported:
             raise typer.Exit(1)
+
+
+app.command()(sweep)
 
 
 def _names(given: str | None) -> list[str] | None:

@@ -201,15 +201,19 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     return validate(ds)
 
 
-def merge(*results: xr.Dataset) -> xr.Dataset:
+def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:
     """Join results of the same model along `prompt`, exactly: split and merged equals measured at once.
 
     Prompts are numbered anew. An empty result changes nothing.
 
+    Args:
+        results: what `measure` or `load` returns.
+        repeated: whether a prompt may be in two results, and counts each time.
+
     Raises:
         ResultSchemaError: nothing to merge, several conditions, other variables, or another model, state or
             intervention.
-        ValueError: a prompt that is in two results.
+        ValueError: a prompt that is in two results, unless `repeated`.
     """
     if not results:
         raise ResultSchemaError("merge needs at least one result")
@@ -233,11 +237,11 @@ def merge(*results: xr.Dataset) -> xr.Dataset:
                 "first, for example ds[['bos_norm']]"
             )
         hashes = {h for h in ds.prompt_hash.values.tolist() if h}
-        if seen & hashes:
+        if seen & hashes and not repeated:
             where = ds.prompt_hash.values.tolist().index(sorted(seen & hashes)[0])
             raise ValueError(
                 f"a prompt would be counted twice: {str(ds.text.values[where])!r} of result {number} is "
-                "in an earlier one too; drop it from one of them"
+                "in an earlier one too; drop it from one of them, or pass repeated=True"
             )
         seen |= hashes
     vocabulary = {i: text for ds in parts for i, text in vocabulary_of(ds).items()}
