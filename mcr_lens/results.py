@@ -178,7 +178,7 @@ def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
     with replacing(target) as part:
-        ds.to_netcdf(part, engine="h5netcdf")
+        bare(ds).to_netcdf(part, engine="h5netcdf")
     return target
 
 
@@ -193,12 +193,20 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     if not source.is_file():
         raise FileNotFoundError(f"{source} is not a file")
     try:
-        ds = xr.load_dataset(source, engine="h5netcdf")
+        ds = bare(xr.load_dataset(source, engine="h5netcdf"))
     except (OSError, ValueError, KeyError) as error:
         raise ResultSchemaError(
             f"{source} cannot be read as netCDF ({error}); it is damaged or of another kind"
         ) from None
     return validate(ds)
+
+
+def bare(ds: xr.Dataset) -> xr.Dataset:
+    """The Dataset without memory of its file: texts of another length would be cut to those of the old one.
+
+    Source: this library.
+    """
+    return ds.drop_encoding()
 
 
 def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:

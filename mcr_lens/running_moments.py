@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import SAME, SCHEMA, ResultSchemaError, validate
+from mcr_lens.results import SAME, SCHEMA, ResultSchemaError, bare, validate
 
 MOMENTS = ("count", "mean", "m2", "min", "max")
 """The axis `moment`."""
@@ -209,7 +209,7 @@ def load_moments(path: str | os.PathLike[str]) -> xr.Dataset:
     if not source.is_file():
         raise FileNotFoundError(f"{source} is not a file")
     try:
-        ds = xr.load_dataset(source, engine="h5netcdf")
+        ds = bare(xr.load_dataset(source, engine="h5netcdf"))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ResultSchemaError(
             f"{source} cannot be read as netCDF ({error}); it is damaged or of another kind"

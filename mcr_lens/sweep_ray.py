@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mcr_lens._optional import require
@@ -42,6 +42,7 @@ class RayEngine:
     def __init__(self, plan: Plan, threads: int, worker: type = Worker) -> None:
         self._ray = require("ray", extra="ray")
         self._plan, self._threads, self._worker = plan, threads, worker
+        self._gpus = 0.0
         self._seats: dict[Any, _Seat] = {}  # by the future that it owes
         self._again: list[tuple[int, Task]] = []  # tasks whose worker died, with their group
         self._deaths: dict[tuple[int, int], int] = {}
@@ -50,8 +51,7 @@ class RayEngine:
         """Outcomes as they come."""
         with self._cluster():
             queue = _Queue(groups)
-            n_workers, gpus = self._sizes()
-            self._gpus = gpus
+            n_workers, self._gpus = self._sizes()
             self._seats = {}
             for _ in range(n_workers):
                 self._seat(_Seat(None))
@@ -80,8 +80,15 @@ class RayEngine:
         """Give a free worker its next task, or let it go."""
         seat.group, seat.task = self._again.pop(0) if self._again else queue.next(seat.group)
         if seat.task is not None:
-            self._seats[seat.actor.make.remote(seat.task)] = seat
+            self._seats[seat.actor.make.remote(self._placed(seat.task))] = seat
         # Without a task the worker is let go of: Ray ends an actor that nobody holds.
+
+    def _placed(self, task: Task) -> Task:
+        """A worker that was given no GPU takes none, whatever it may see."""
+        model = task.model
+        if self._gpus or model.device is not None or model.device_map is not None:
+            return task
+        return replace(task, model=replace(model, device="cpu"))
 
     def _received(self, future: Any, seat: _Seat) -> Outcome | None:
         task, seat.task = seat.task, None
@@ -152,7 +159,7 @@ class RayEngine:
         else:
             options |= {"address": self._plan.address}
         with warnings.catch_warnings():
-            # Ray tells of a coming default for workers without a GPU; ours do not rely on the old one.
+            # Ray tells that workers without a GPU will see all of them; ours are told to take none.
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
             try:
                 self._ray.init(**options)

@@ -17,7 +17,7 @@ from typing import Any
 import xarray as xr
 
 from mcr_lens._files import replacing
-from mcr_lens.results import validate
+from mcr_lens.results import bare, validate
 from mcr_lens.running_moments import check_moments
 
 DIGEST, CHECKSUM = "sweep_digest", "sweep_checksum"
@@ -116,7 +116,7 @@ def write(ds: xr.Dataset, path: Path, digest: str) -> None:
     marked = ds.assign_attrs({DIGEST: digest})
     marked = marked.assign_attrs({CHECKSUM: checksum(marked)})
     with replacing(path) as part:
-        marked.to_netcdf(part, engine="h5netcdf")
+        bare(marked).to_netcdf(part, engine="h5netcdf")
 
 
 def read(path: Path, digest: str | None, keep: str) -> xr.Dataset:
@@ -132,7 +132,7 @@ def read(path: Path, digest: str | None, keep: str) -> xr.Dataset:
     Source: this library.
     """
     try:
-        ds = xr.load_dataset(path, engine="h5netcdf")
+        ds = bare(xr.load_dataset(path, engine="h5netcdf"))
         (check_moments if keep == "moments" else validate)(ds)
         seen = checksum(ds)
     except Exception as error:  # HDF5 has many ways to say that a file is damaged

@@ -316,7 +316,8 @@ def merge_parts(parts: Iterable[xr.Dataset]) -> xr.Dataset:
     names = condition_names(every[0])
     merged = {n: merge(*(condition(p, n) for p in every), repeated=True) for n in names}
     joined = join_conditions(merged)
-    return joined.assign_attrs({k: v for k, v in joined.attrs.items() if k != "condition"})
+    joined.attrs.pop("condition", None)  # the name of the first
+    return joined
 
 
 def _warn(job: _Job, ds: xr.Dataset) -> None:

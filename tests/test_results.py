@@ -50,6 +50,22 @@ def test_round_trip_of_measured_values(tmp_path, llama, tokens):
     xr.testing.assert_identical(load(save(ds, tmp_path / "r.nc")), ds)
 
 
+def test_texts_survive_a_merge_of_files(tmp_path):
+    """Short texts from one file, longer ones from another: joined and saved, none is cut."""
+    parts = []
+    for i, text in enumerate(["short", "a good deal longer than that"]):
+        ds = result(seed=i)
+        parts.append(load(save(ds.assign_coords(text=("prompt", [text, text + "!"])), tmp_path / f"{i}.nc")))
+    joined = merge(*parts)
+    assert joined.text.values.tolist()[2:] == [
+        "a good deal longer than that",
+        "a good deal longer than that!",
+    ]
+    for order in (parts, parts[::-1]):
+        joined = merge(*order)
+        xr.testing.assert_identical(load(save(joined, tmp_path / "r.nc")), joined)
+
+
 def test_nan_survives(tmp_path):
     """Undefined stays undefined."""
     ds = result({"value_drain": np.nan})
