@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from mcr_lens.prompt_files import FIELD, _from_json
 
-
-class Source(Protocol):
-    """Prompts that can be read from the beginning, any number of times."""
-
-    def __iter__(self) -> Iterator[str]: ...
+Source: TypeAlias = Iterable[str]
+"""Prompts that can be read from the beginning, any number of times."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import xarray as xr
 
@@ -138,6 +138,7 @@ def _collect() -> None:
         torch.cuda.empty_cache()
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Makes tasks come true, in any order; takes the next one only when somebody is free for it."""
 

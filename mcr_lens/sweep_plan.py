@@ -97,7 +97,7 @@ def read_plan(
     if isinstance(plan, Mapping):
         where, base, given = "plan", Path.cwd(), dict(plan)
     elif isinstance(plan, str | os.PathLike):
-        where, base = str(plan), Path(plan).resolve().parent
+        where, base = str(plan), Path(plan).absolute().parent
         given = _toml(Path(plan))
     else:
         raise TypeError(f"a plan is the path of a TOML file or a mapping, got {type(plan).__name__}")

@@ -85,15 +85,14 @@ class Results(Mapping[str, xr.Dataset]):
 
     def __init__(self, table: "pd.DataFrame") -> None:
         rows: list[Any] = table.loc[table.done].to_dict("records")
-        self._files = {str(r["name"]): (Path(r["path"]), str(r["keep"])) for r in rows}
+        self._files = {str(row["name"]): Path(row["path"]) for row in rows}
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self._files:
             raise KeyError(
                 f"no result {name!r}; {nearest(name, self._files)}there are {', '.join(self._files)}"
             )
-        path, keep = self._files[name]
-        return read(path, None, keep)
+        return read(self._files[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -233,11 +232,11 @@ class _Run:
 
     def _is_whole(self, path: Path, digest: str) -> bool:
         try:
-            ds = read(path, None, self._plan.keep)
+            ds = read(path)
         except ValueError as error:
             warnings.warn(f"{error}; it is made anew", SweepWarning, stacklevel=2)
             return False
-        return ds.attrs[DIGEST] == digest  # otherwise it is of an earlier plan
+        return ds.attrs.get(DIGEST) == digest  # otherwise it is of an earlier plan
 
     def _receive(self, outcome: Outcome) -> None:
         job = self._jobs[outcome.task.job]
@@ -269,11 +268,11 @@ class _Run:
                 continue
             write(ds, job.path, job.digest)
             job.done = True
-            _warn(job, ds)
+            _warn(job, ds, asked=self._plan.max_length is not None)
             self._tell(f"{job.name}: {job.n_prompts} prompts → {job.path}")
 
     def _joined(self, job: _Job) -> xr.Dataset:
-        parts = (read(path, digest, self._plan.keep) for path, digest in job.parts)
+        parts = (read(path, digest) for path, digest in job.parts)
         ds = merge_stream(parts) if self._plan.keep == "moments" else merge_parts(parts)
         kept = {k: v for k, v in ds.attrs.items() if k not in (DIGEST, CHECKSUM)}
         ds.attrs = {**kept, "prompt_set": job.prompts.name}
@@ -294,7 +293,7 @@ class _Run:
             {
                 "name": job.name, "model": job.model.label, "revision": job.model.revision or "",
                 "prompts": job.prompts.name, "n_prompts": job.n_prompts, "parts": len(job.parts),
-                "reused": job.reused, "done": job.done, "keep": self._plan.keep, "path": str(job.path),
+                "reused": job.reused, "done": job.done, "path": str(job.path),
                 "error": job.error or "",
             }
             for job in self._jobs
@@ -320,7 +319,7 @@ def merge_parts(parts: Iterable[xr.Dataset]) -> xr.Dataset:
     return joined
 
 
-def _warn(job: _Job, ds: xr.Dataset) -> None:
+def _warn(job: _Job, ds: xr.Dataset, *, asked: bool) -> None:
     """What `measure` says about prompts, once for all parts."""
     if "prompt" in ds.dims:
         cut, single = int(ds.truncated.sum()), int((ds.n_tokens == 1).sum())
@@ -328,7 +327,7 @@ def _warn(job: _Job, ds: xr.Dataset) -> None:
     else:
         cut, single, twice = int(ds.attrs["n_truncated"]), int(ds.attrs["n_single_token"]), 0
     notes = {
-        "were cut": cut,
+        "were longer than the model's context and were cut": 0 if asked else cut,
         "have a single token, so that whatever compares it with others is NaN": single,
         "come more than once and are counted each time": twice,
     }

@@ -35,7 +35,7 @@ def files(out: Path) -> dict[str, tuple[int, int, str]]:
     for path in sorted(p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".")):
         wrong = ""
         try:
-            read(path, None, "prompts")
+            read(path)
         except ValueError as error:
             wrong = str(error)
         about = path.stat()

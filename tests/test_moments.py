@@ -31,7 +31,7 @@ def split(ds: xr.Dataset, *at: int) -> list[xr.Dataset]:
 @pytest.mark.parametrize("offset", [0.0, 1e6, -1e6])
 @pytest.mark.parametrize("cuts", [(7,), (1, 2, 3), (0, 5, 5, 19), tuple(range(1, 40))])
 def test_parts_equal_everything(offset, cuts):
-    """Count, min and max exactly; mean and M2 to rounding, far from zero too, one by one, with empty parts."""
+    """Count, min and max exactly; mean and M2 to rounding, far from zero too, with empty parts."""
     ds = many(40, offset=offset, holes=0.2)
     whole, parts = moments(ds), merge_moments(*(moments(p) for p in split(ds, *cuts)))
     for name in whole.data_vars:
