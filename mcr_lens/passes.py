@@ -9,26 +9,26 @@ from torch import Tensor
 from mcr_lens.hookpoints import READS, HookedModel, output_projection
 from mcr_lens.plan import Plan, Site
 from mcr_lens.rows import Rows, group_rows
-from mcr_lens.visibility import attention_chunk, attention_window, layer_mask
+from mcr_lens.visibility import Visibility, layer_visibility
 
 MASKS = 8
 """How many attention masks are kept: prompts of one length follow each other, layers alternate windows."""
 
 
 class Statics:
-    """What steps need besides activations: masks and output projections, by layer."""
+    """What steps need besides activations: what queries see, and output projections, by layer."""
 
-    def __init__(self, model: HookedModel, wanted: frozenset[str]) -> None:
-        self._model, self._wanted = model, wanted
+    def __init__(self, model: HookedModel, wanted: frozenset[str], position: int = 0) -> None:
+        self._model, self._wanted, self._position = model, wanted, position
         self._grams: dict[int, Tensor] = {}
-        self._masks: dict[Any, Tensor] = {}  # of the last few lengths
+        self._seen: dict[Any, dict[str, Any]] = {}  # of the last few lengths
 
-    def at(self, axis: str, layer: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def at(self, axis: str, layer: int, length: int, device: torch.device) -> dict[str, Any]:
         if axis != "layer":
             return {}
-        known: dict[str, Tensor] = {}
-        if "visible" in self._wanted:
-            known["visible"] = self._mask(layer, length, device)
+        known: dict[str, Any] = {}
+        if self._wanted - {"output_gram"}:
+            known |= self._visible(layer_visibility(self._model, layer, length), device)
         if "output_gram" in self._wanted:
             if layer not in self._grams:
                 weight = output_projection(self._model, layer).detach().float()
@@ -36,13 +36,20 @@ class Statics:
             known["output_gram"] = self._grams[layer]
         return known
 
-    def _mask(self, layer: int, length: int, device: torch.device) -> Tensor:
-        key = (attention_window(self._model, layer), attention_chunk(self._model, layer), length, device)
-        if key not in self._masks:
-            if len(self._masks) >= MASKS:
-                self._masks.clear()
-            self._masks[key] = layer_mask(self._model, layer, length, device)
-        return self._masks[key]
+    def _visible(self, seen: Visibility, device: torch.device) -> dict[str, Any]:
+        if (seen, device) not in self._seen:
+            if len(self._seen) >= MASKS:
+                self._seen.clear()
+            known: dict[str, Any] = {
+                "(visible_keys)": seen.keys().to(device),
+                "(visible_queries)": seen.queries().to(device),
+                "(seeing_queries)": seen.seeing(self._position).to(device),
+                "visibility": seen,
+            }
+            if "visible" in self._wanted:
+                known["visible"] = seen.mask(device)
+            self._seen[seen, device] = known
+        return self._seen[seen, device]
 
 
 class Pass:
@@ -56,14 +63,15 @@ class Pass:
         self._plan, self._statics = plan, statics
         self._sites: dict[tuple[str, int, int], Site] = {}
 
-    def receive(self, read: str, index: int, tensor: Tensor) -> None:
+    def receive(self, read: str, index: int, tensor: Any) -> None:
         axis = READS[read].axis
         for number, group in enumerate(self.groups):
             key = (axis, index, number)
             if key not in self._sites:
                 known = self._statics.at(axis, index, group.length, tensor.device)
                 self._sites[key] = Site(self._plan.steps[axis], known)
-            self._sites[key].receive(read, group.cut(tensor, pattern=read == "pattern"))
+            cut = tensor.cut(group) if read == "attention" else group.cut(tensor, pattern=read == "pattern")
+            self._sites[key].receive(read, cut)
 
     def receive_logits(self, logits: Tensor | None, clean_logits: Tensor | None) -> None:
         for number, group in enumerate(self.groups):
@@ -78,6 +86,8 @@ class Pass:
     def values(self, name: str, axis: str, count: int) -> Tensor:
         """One variable for all prompts of the pass: [prompt, depth or layer, ...]."""
         stacked = []
+        for site in self._sites.values():
+            site.settle()
         for number, group in enumerate(self.groups):
             sites = [self._sites[axis, index, number] for index in range(count)]
             found: list[Any] = [site.results.get(name) for site in sites]

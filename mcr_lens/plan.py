@@ -1,11 +1,23 @@
 """Which tensors must be read for these metrics, in which order is everything computed, what is kept?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mcr_lens.hookpoints import READS, Axis, HookedModel, hook_names, model_name, output_projection
-from mcr_lens.metrics._registry import STATIC, Metric, get_derived, select
+from mcr_lens.hookpoints import (
+    READS,
+    Axis,
+    HookedModel,
+    MissingHookPointError,
+    hook_names,
+    model_name,
+    output_projection,
+)
+from mcr_lens.metrics._registry import STATIC, Joint, Metric, get_derived, get_joint, select
+from mcr_lens.workers import Pending
+
+COUNTED = ("visible_keys", "visible_queries", "seeing_queries")
+"""Intermediate quantities that follow from the layer alone, without the mask whose sums they are."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +29,7 @@ class Step:
     inputs: tuple[str, ...]
     options: Mapping[str, Any]
     keeps: bool  # a metric's value goes into the result
+    gives: tuple[str, ...] = ()  # a joint computation: the quantities that come out of it
 
 
 @dataclass(frozen=True)
@@ -47,22 +60,25 @@ def make_plan(model: HookedModel, metrics: Any, *, position: int = 0) -> Plan:
             "the first real token"
         )
     chosen, skipped = select(metrics), {}
-    if any("output_gram" in m.inputs for m in chosen) and not _has_projection(model):
-        reason = f"{model_name(model)} does not expose W_O as [head, d_head, d_model]"
-        skipped = {m.name: reason for m in chosen if "output_gram" in m.inputs}
-        if metrics is not None:
-            raise ValueError(f"{', '.join(skipped)} cannot be measured: {reason}; leave it out of metrics")
+    has = {read for read in READS if _has(model, read)}
+    for m in chosen:
+        reason = _obstacle(model, m, has)
+        if reason is not None:
+            skipped[m.name] = reason
+    if skipped and metrics is not None:
+        reason = next(iter(skipped.values()))
+        raise ValueError(f"{', '.join(skipped)} cannot be measured: {reason}; leave it out of metrics")
     kept = [m for m in chosen if m.name not in skipped]
     steps: dict[Axis, dict[str, Step]] = {"depth": {}, "layer": {}, "pass": {}}
     reads: dict[str, None] = {}
     statics: set[str] = set()
     for m in kept:
-        _add(m, steps[m.site], reads, statics, {"position": position}, keeps=True)
+        _add(m, steps[m.site], reads, statics, {"position": position}, has, keeps=True)
     # Always watched: a NaN in the stream must never pass for a result.
-    _add(get_derived()["token_norms"], steps["depth"], reads, statics, {}, keeps=False)
+    _add(get_derived()["token_norms"], steps["depth"], reads, statics, {}, has, keeps=False)
     return Plan(
         metrics=tuple(kept),
-        steps={site: tuple(found.values()) for site, found in steps.items()},
+        steps={site: _steps(found.values()) for site, found in steps.items()},
         hooks={read: tuple(hook_names(model, read)) for read in READS if read in reads},
         statics=frozenset(statics),
         skipped=skipped,
@@ -75,24 +91,75 @@ def _add(
     reads: dict[str, None],
     statics: set[str],
     options: Mapping[str, Any],
+    has: Set[str],
     *,
     keeps: bool,
 ) -> None:
     """Add one metric or intermediate quantity behind everything it needs."""
     key = item.name if keeps else f"({item.name})"
+    together = None if keeps else next((j for j in get_joint(item.name) if _reads_of(j) <= has), None)
+    if together is not None:
+        item, key = together, f"({together.name})"
     if key in steps:
         return
     names = []
     for name in item.inputs:
         if name in READS:
             reads[name] = None
-        elif name in STATIC:
+        elif name in STATIC or name in COUNTED:
             statics.add(name)
         else:
-            _add(get_derived()[name], steps, reads, statics, options, keeps=False)
+            _add(get_derived()[name], steps, reads, statics, options, has, keeps=False)
         names.append(f"({name})" if name in get_derived() else name)
-    given = {name: options[name] for name in item.options}
-    steps[key] = Step(key, item.function, tuple(names), given, keeps)
+    given = {name: options[name] for name in item.options if name in options}
+    gives = tuple(f"({name})" for name in together.gives) if together else ()
+    steps[key] = Step(key, item.function, tuple(names), given, keeps, gives)
+
+
+def _reads_of(item: Joint) -> set[str]:
+    return {name for name in item.inputs if name in READS}
+
+
+def _steps(found: Collection[Step]) -> tuple[Step, ...]:
+    needed = {name for step in found for name in step.inputs}
+    return tuple(_told(step, needed) for step in found)
+
+
+def _told(step: Step, needed: Set[str]) -> Step:
+    """A joint computation with the names of what the others need of it."""
+    wanted = frozenset(name.strip("()") for name in step.gives if name in needed)
+    return replace(step, options={**step.options, "wanted": wanted}) if step.gives else step
+
+
+def _obstacle(model: HookedModel, item: Metric, has: Set[str]) -> str | None:
+    """Why a model that is known to lack something does not have this metric."""
+    needs = _needs(item, has)
+    lacks: Mapping[str, str] = getattr(model, "lacks", {})
+    if "output_gram" in needs and not _has_projection(model):
+        return f"{model_name(model)} does not expose W_O as [head, d_head, d_model]"
+    return next(
+        (f"{model_name(model)} has no {name!r}: {lacks[name]}" for name in needs if name in lacks), None
+    )
+
+
+def _needs(item: Any, has: Set[str]) -> list[str]:
+    """The tensors that a metric comes from in the end, however they are reached in this model."""
+    found: list[str] = []
+    for name in item.inputs:
+        if name in get_derived():
+            through = next((j for j in get_joint(name) if _reads_of(j) <= has), get_derived()[name])
+            found += _needs(through, has)
+        else:
+            found.append(name)
+    return found
+
+
+def _has(model: HookedModel, read: str) -> bool:
+    try:
+        hook_names(model, read)
+    except MissingHookPointError:
+        return False
+    return True
 
 
 def _has_projection(model: HookedModel) -> bool:
@@ -104,7 +171,8 @@ class Site:
     """The computation at one place (one depth or one layer) for prompts of one length.
 
     Tensors arrive one by one, in the order of the forward pass. Each step runs as soon as it can, and a
-    tensor that no waiting step needs is let go at once: nothing outlives its layer.
+    tensor that no waiting step needs is let go at once: nothing outlives its layer. What is being computed
+    elsewhere is waited for at the end, in `settle`, unless a step needs a tensor along with it.
     """
 
     def __init__(self, steps: Sequence[Step], statics: Mapping[str, Any]) -> None:
@@ -115,22 +183,52 @@ class Site:
     def receive(self, name: str, value: Any) -> None:
         """Take one tensor, run every step that has become possible, forget what is used up."""
         self._known[name] = value
+        self._run(wait=False)
+
+    def settle(self) -> None:
+        """Run the steps that waited for what was computed elsewhere."""
+        self._run(wait=True)
+
+    def _run(self, *, wait: bool) -> None:
         still = []
         for step in self._waiting:  # ordered: whatever a step needs comes before it
             if all(i in self._known for i in step.inputs):
-                arguments = [self._known[i] for i in step.inputs]
-                outcome = _call(step, arguments)
-                if step.keeps:
-                    self.results[step.name] = outcome
-                else:
-                    self._known[step.name] = outcome
-                    if step.name == "(token_norms)":
-                        self.results["(finite)"] = outcome.isfinite().all(-1)
+                late = [i for i in step.inputs if isinstance(self._known[i], Later)]
+                if late and not wait and not any(i in READS for i in step.inputs):
+                    still.append(step)
+                    continue
+                for name in late:
+                    self._known[name] = self._known[name].value()
+                self._keep(step, _call(step, [self._known[i] for i in step.inputs]))
             else:
                 still.append(step)
         self._waiting = still
         needed = {i for step in still for i in step.inputs}
         self._known = {k: v for k, v in self._known.items() if k in needed}
+
+    def _keep(self, step: Step, outcome: Any) -> None:
+        if step.keeps:
+            self.results[step.name] = outcome
+        elif step.gives:
+            for name in step.gives:
+                field = name.strip("()")
+                later = isinstance(outcome, Pending)
+                self._known[name] = Later(outcome, field) if later else getattr(outcome, field)
+        else:
+            self._known[step.name] = outcome
+            if step.name == "(token_norms)":
+                self.results["(finite)"] = outcome.isfinite().all(-1)
+
+
+@dataclass(frozen=True)
+class Later:
+    """One field of what is being computed elsewhere."""
+
+    source: Pending[Any]
+    field: str
+
+    def value(self) -> Any:
+        return getattr(self.source.result(), self.field)
 
 
 def _call(step: Step, arguments: Sequence[Any]) -> Any:

@@ -1,9 +1,10 @@
 """Which keys can each query of an attention layer see?"""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mcr_lens.hookpoints import HookedModel, text_config
@@ -70,12 +71,64 @@ def visible_mask(
     return mask
 
 
+@dataclass(frozen=True)
+class Visibility:
+    """What the queries of one layer see in a prompt of this length, without a mask of its square.
+
+    >>> Visibility(3, window=2).keys().tolist(), Visibility(3, window=2).queries().tolist()
+    ([1, 2, 2], [2, 2, 1])
+    """
+
+    length: int
+    causal: bool = True
+    window: int | None = None
+    chunk: int | None = None
+
+    def mask(self, device: Any = None) -> Bool[Tensor, "query key"]:
+        """Which keys each query can see, all of it."""
+        return visible_mask(
+            self.length, causal=self.causal, window=self.window, chunk=self.chunk, device=device
+        )
+
+    def keys(self) -> Int[Tensor, "query"]:
+        """Number of keys that each query can see: those between its first and its last."""
+        at = torch.arange(self.length)
+        return self._last(at) - self._first(at) + 1
+
+    def queries(self) -> Int[Tensor, "key"]:
+        """Number of queries that can see each key."""
+        at = torch.arange(self.length)
+        first = at if self.causal else self._start(at)
+        last = self._end(at)
+        if self.window:
+            last = last.minimum(at + self.window - 1)
+        return last - first + 1
+
+    def seeing(self, position: int) -> Bool[Tensor, "query"]:
+        """Which queries can see the key at `position`."""
+        at = torch.arange(self.length)
+        return (self._first(at) <= position) & (position <= self._last(at))
+
+    def _first(self, at: Tensor) -> Tensor:
+        first = self._start(at)
+        return first.maximum(at - self.window + 1) if self.window else first
+
+    def _last(self, at: Tensor) -> Tensor:
+        return at if self.causal else self._end(at)
+
+    def _start(self, at: Tensor) -> Tensor:
+        return at // self.chunk * self.chunk if self.chunk else torch.zeros_like(at)
+
+    def _end(self, at: Tensor) -> Tensor:
+        end = torch.full_like(at, self.length - 1)
+        return end.minimum(self._start(at) + self.chunk - 1) if self.chunk else end
+
+
+def layer_visibility(model: HookedModel, layer: int, length: int) -> Visibility:
+    """What the queries of this layer see, in a prompt of this length."""
+    return Visibility(length, is_causal(model), attention_window(model, layer), attention_chunk(model, layer))
+
+
 def layer_mask(model: HookedModel, layer: int, length: int, device: Any = None) -> Bool[Tensor, "query key"]:
     """Which keys each query of this layer can see, in a prompt of this length."""
-    return visible_mask(
-        length,
-        causal=is_causal(model),
-        window=attention_window(model, layer),
-        chunk=attention_chunk(model, layer),
-        device=device,
-    )
+    return layer_visibility(model, layer, length).mask(device)

@@ -11,9 +11,12 @@ from mcr_lens.metrics.attention import diagonal as diagonal
 from mcr_lens.metrics.attention import identity_score as identity_score
 from mcr_lens.metrics.attention import mixing_score as mixing_score
 from mcr_lens.metrics.attention import mixing_score_raw as mixing_score_raw
+from mcr_lens.metrics.attention import previous_diagonal as previous_diagonal
 from mcr_lens.metrics.attention import previous_token_score as previous_token_score
 from mcr_lens.metrics.attention import row_entropy as row_entropy
 from mcr_lens.metrics.attention import row_mass as row_mass
+from mcr_lens.metrics.attention import seeing_queries as seeing_queries
+from mcr_lens.metrics.attention import sink_column as sink_column
 from mcr_lens.metrics.attention import visible_keys as visible_keys
 from mcr_lens.metrics.attention import visible_queries as visible_queries
 from mcr_lens.metrics.loss import next_token_loss as next_token_loss
@@ -35,8 +38,9 @@ from mcr_lens.metrics.norms import top_activation_token as top_activation_token
 from mcr_lens.metrics.norms import top_norm as top_norm
 from mcr_lens.metrics.norms import top_norm_token as top_norm_token
 from mcr_lens.metrics.norms import top_rows as top_rows
+from mcr_lens.metrics.residuals import ResidualSummary as ResidualSummary
+from mcr_lens.metrics.residuals import residual_summary as residual_summary
 from mcr_lens.metrics.sinks import early_sink_score as early_sink_score
-from mcr_lens.metrics.sinks import sink_column as sink_column
 from mcr_lens.metrics.sinks import sink_identity_index as sink_identity_index
 from mcr_lens.metrics.sinks import sink_identity_mass as sink_identity_mass
 from mcr_lens.metrics.sinks import sink_output_share as sink_output_share
@@ -59,8 +63,11 @@ from mcr_lens.metrics.spectral import singular_values as singular_values
 from mcr_lens.metrics.spectral import spectrum as spectrum
 from mcr_lens.metrics.spectral import spectrum_of_directions as spectrum_of_directions
 from mcr_lens.metrics.spectral import spectrum_without_bos as spectrum_without_bos
+from mcr_lens.metrics.summary import PatternSummary as PatternSummary
+from mcr_lens.metrics.summary import pattern_summary as pattern_summary
 from mcr_lens.metrics.theory import bos_alignment as bos_alignment
 from mcr_lens.metrics.theory import bos_energy as bos_energy
+from mcr_lens.metrics.theory import energies_along_bos as energies_along_bos
 from mcr_lens.metrics.theory import rest_energy as rest_energy
 from mcr_lens.metrics.theory import row_energies as row_energies
 from mcr_lens.metrics.theory import span_of_top_rows as span_of_top_rows

@@ -17,11 +17,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 STATIC = {
     "output_gram": "W_O W_Oᵀ of every head of the layer, [head d_head d_head]",
     "visible": "which keys each query can see, [query key]: causal mask, sliding window",
+    "visibility": "the same as a value of its own, without the square: causal, window, chunk",
     "tokens": "token ids of the prompts, [batch pos]",
     "logits": "next-token logits, [batch pos vocab]; asking for them costs the unembedding",
     "clean_logits": "the logits of the same prompts without interventions, [batch pos vocab]",
 }
-OPTIONS = {"position": "the token that is taken for BOS, counted from the first real token"}
+OPTIONS = {
+    "position": "the token that is taken for BOS, counted from the first real token",
+    "wanted": "which of the quantities that are computed together are needed",
+}
 
 
 class UnknownMetricError(KeyError):
@@ -64,8 +68,20 @@ class Derived:
     options: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Joint:
+    """One computation that gives several intermediate quantities at once, where one pass serves them all."""
+
+    name: str
+    function: Callable[..., Any]
+    inputs: tuple[str, ...]
+    options: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
 _METRICS: dict[str, Metric] = {}
 _DERIVED: dict[str, Derived] = {}
+_JOINT: dict[str, list[Joint]] = {}  # by what they give
 
 
 def derived(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,6 +89,24 @@ def derived(function: Callable[..., Any]) -> Callable[..., Any]:
     inputs, options = _parameters(function.__name__, function)
     _DERIVED[function.__name__] = Derived(function.__name__, function, inputs, options)
     return function
+
+
+def joint(gives: type) -> Callable[[F], F]:
+    """Declare a function that computes several intermediate quantities in one pass, the fields of `gives`.
+
+    Each field is an intermediate quantity with a definition of its own, a pure function declared with
+    `derived`; at a hook, the values come from here. The option `wanted` names the fields that are needed; the
+    others may be None. Of several for the same quantities, the first whose tensors the model has is taken.
+    """
+
+    def register(function: F) -> F:
+        name, fields = function.__name__, tuple(gives._fields)  # type: ignore[attr-defined]
+        inputs, options = _parameters(name, function)
+        for each in fields:
+            _JOINT.setdefault(each, []).append(Joint(name, function, inputs, options, fields))
+        return function
+
+    return register
 
 
 @overload
@@ -195,6 +229,11 @@ def get_derived() -> Mapping[str, Derived]:
     return _DERIVED
 
 
+def get_joint(name: str) -> list[Joint]:
+    """The computations that give this intermediate quantity together with others."""
+    return _JOINT.get(name, [])
+
+
 def _find(item: Any) -> list[Metric]:
     if isinstance(item, Metric):
         return [item]
@@ -258,4 +297,4 @@ def _site_of(name: str) -> Axis | None:
         return READS[name].axis
     if name in _DERIVED:
         return _site(name, _DERIVED[name].inputs)
-    return "layer" if name in ("output_gram", "visible") else None
+    return "layer" if name in ("output_gram", "visible", "visibility") else None

@@ -1,6 +1,6 @@
 """How does each head spread its attention: over many keys, one key, itself, the token before?
 
-`visible` says which keys each query can see; left out, it is a causal mask without a window.
+`visible_keys` says how many keys each query can see; left out, it is a causal mask without a window.
 """
 
 import torch
@@ -9,6 +9,13 @@ from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
 from mcr_lens.metrics.norms import _at_least_float32
+
+
+def mean_over(
+    x: Float[Tensor, "batch head query"], chosen: Bool[Tensor, "query"]
+) -> Float[Tensor, "batch head"]:
+    """Mean over some queries, NaN over none; by weights, since a device cannot index by a mask unasked."""
+    return torch.where(chosen, x, 0.0).sum(-1) / chosen.sum()
 
 
 @derived
@@ -21,6 +28,12 @@ def visible_keys(visible: Bool[Tensor, "query key"]) -> Int[Tensor, "query"]:
 def visible_queries(visible: Bool[Tensor, "query key"]) -> Int[Tensor, "key"]:
     """Number of queries that can see each key."""
     return visible.sum(0)
+
+
+@derived
+def seeing_queries(visible: Bool[Tensor, "query key"], position: int = 0) -> Bool[Tensor, "query"]:
+    """Which queries can see the key at `position` (BOS)."""
+    return visible[:, position]
 
 
 @derived
@@ -52,6 +65,20 @@ def diagonal(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "b
     return _at_least_float32(pattern.diagonal(dim1=-2, dim2=-1))
 
 
+@derived
+def previous_diagonal(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head later"]:
+    """What every query but the first gives to the token before it, A_{t,t−1}."""
+    return _at_least_float32(pattern.diagonal(offset=-1, dim1=-2, dim2=-1))
+
+
+@derived
+def sink_column(
+    pattern: Float[Tensor, "batch head query key"], position: int = 0
+) -> Float[Tensor, "batch head query"]:
+    """What every query gives to the key at `position` (BOS)."""
+    return _at_least_float32(pattern[..., position])
+
+
 @metric(units="1", source="arXiv 2510.06477, Mixing Score (reconstruction: normalisation)")
 def mixing_score(
     row_entropy: Float[Tensor, "batch head query"],
@@ -70,8 +97,8 @@ def mixing_score(
     if visible_keys is None:
         visible_keys = torch.arange(1, row_entropy.shape[-1] + 1, device=row_entropy.device)
     choice = visible_keys >= 2
-    most = visible_keys[choice].to(row_entropy.dtype).log()
-    return (row_entropy[..., choice] / most).mean(-1)
+    most = visible_keys.clamp_min(2).to(row_entropy.dtype).log()
+    return mean_over(row_entropy / most, choice)
 
 
 @metric(units="nats", source="arXiv 2510.06477, Mixing Score; arXiv 2604.11791")
@@ -124,16 +151,16 @@ def identity_score(diagonal: Float[Tensor, "batch head query"]) -> Float[Tensor,
 
 @metric(units="1", source="arXiv 2510.06477 (previous-token heads)")
 def previous_token_score(
-    pattern: Float[Tensor, "batch head query key"],
+    previous_diagonal: Float[Tensor, "batch head later"],
 ) -> Float[Tensor, "batch head"]:
     """Mean attention of a query to the token before it, mean over t ≥ 1 of A_{t,t−1}.
 
     For t = 1 that token is BOS. NaN for a prompt of one token. Source: arXiv 2510.06477.
 
-    >>> previous_token_score(torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]]))
+    >>> previous_token_score(previous_diagonal(torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])))
     tensor([[0.2500]])
     """
-    return _at_least_float32(pattern.diagonal(offset=-1, dim1=-2, dim2=-1)).mean(-1)
+    return previous_diagonal.mean(-1)
 
 
 @metric(units="1", source="this library (sink logits, arXiv 2510.06477 on GPT-OSS)")

@@ -1,15 +1,22 @@
 """How large are the rows and the single activations of the residual stream, and who writes them?"""
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
+from mcr_lens.workers import run_apart
 
 TOP = 3
 """How many activations, rows and keys a result keeps (as in the figures of arXiv 2402.17762)."""
+
+
+MANY, SAMPLE = 2**15, 2**12
+"""From so many numbers on, a median is found by way of a sample of so many."""
 
 
 class TopRows(NamedTuple):
@@ -40,12 +47,35 @@ def _median(x: Float[Tensor, "*batch item"]) -> Float[Tensor, "*batch"]:
     count = x.shape[-1]
     if count == 0:
         return x.new_full(x.shape[:-1], torch.nan)
+    if count > MANY and x.device.type == "cpu":
+        rows = x.detach().reshape(-1, count).numpy()
+        found = run_apart(_median_of_many, rows, list).result()
+        return torch.tensor(found, dtype=x.dtype).view(x.shape[:-1])
     lower = x.median(-1, keepdim=True).values  # torch takes the lower of the two
     if count % 2:
         return lower.squeeze(-1)
     above = torch.where(x > lower, x, torch.full_like(x, torch.inf)).amin(-1, keepdim=True)
     tied = (x <= lower).sum(-1, keepdim=True) > count // 2
     return ((lower + torch.where(tied, lower, above)) / 2).squeeze(-1)
+
+
+def _median_of_many(x: np.ndarray) -> float:
+    """The exact median, from the numbers between two that a sample says lie around it.
+
+    Whether they do is counted, not believed; if not, everything is looked through.
+    """
+    sample = np.sort(x[:: len(x) // SAMPLE])
+    middle, apart = len(sample) // 2, 4 * math.isqrt(len(sample)) // 2  # four standard deviations of a rank
+    low, high = sample[middle - apart], sample[middle + apart]
+    below, above = np.count_nonzero(x < low), np.count_nonzero(x > high)
+    inside = x[(x >= low) & (x <= high)]
+    if below + above + len(inside) < len(x):  # NaN compares with nothing
+        return math.nan
+    ranks = np.array([(len(x) - 1) // 2, len(x) // 2])
+    if below > ranks[0] or ranks[1] >= below + len(inside):
+        inside, below = x, 0
+    values = np.partition(inside, ranks - below)[ranks - below]
+    return float(values.mean(dtype=np.float64)) if np.isfinite(values).all() else float(values[0])
 
 
 def _top(x: Float[Tensor, "*batch item"]) -> tuple[Tensor, Tensor]:
@@ -76,9 +106,13 @@ def top_rows(token_norms: Float[Tensor, "batch pos"]) -> TopRows:
 @derived
 def largest_activations(resid: Float[Tensor, "batch pos d_model"]) -> Largest:
     """The three largest activations by magnitude, with token and dimension; among equals, any."""
-    magnitude, flat = _at_least_float32(resid).abs().flatten(1).topk(TOP, dim=1)
+    wide = _at_least_float32(resid)
+    # The largest three stand in the three rows whose largest is largest.
+    rows = torch.maximum(wide.amax(-1), -wide.amin(-1)).topk(min(TOP, wide.shape[1]), dim=1).indices
+    candidates = wide.gather(1, rows[..., None].expand(-1, -1, wide.shape[-1])).abs()
+    magnitude, flat = candidates.flatten(1).topk(TOP, dim=1)
     d_model = resid.shape[-1]
-    return Largest(magnitude, flat // d_model, flat % d_model)
+    return Largest(magnitude, rows.gather(1, flat // d_model), flat % d_model)
 
 
 @metric(units="1", source="arXiv 2510.06477, BOS norm")

@@ -1,8 +1,8 @@
 """Which key do the other queries attend to, BOS or another, and does it matter?
 
 A key can only be attended to by the queries that see it: later ones in a causal model, those within the
-window of a sliding layer. Scores are means over those queries. `visible` says which they are; left out,
-it is a causal mask without a window.
+window of a sliding layer. Scores are means over those queries. `visible_queries` says how many they are,
+`seeing_queries` which ones see BOS; left out, it is a causal mask without a window.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
+from mcr_lens.metrics.attention import mean_over
 from mcr_lens.metrics.norms import _at_least_float32, _median, _top
 
 
@@ -23,25 +24,17 @@ class TopKeys(NamedTuple):
     position: Int[Tensor, "batch head top"]
 
 
-def _visible(visible: Tensor | None, length: int, like: Tensor) -> Bool[Tensor, "query key"]:
-    if visible is not None:
-        return visible
-    return torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
-
-
-@derived
-def sink_column(
-    pattern: Float[Tensor, "batch head query key"], position: int = 0
-) -> Float[Tensor, "batch head query"]:
-    """What every query gives to the key at `position` (BOS)."""
-    return _at_least_float32(pattern[..., position])
+def _queries(visible_queries: Tensor | None, length: int, like: Tensor) -> Int[Tensor, "key"]:
+    if visible_queries is not None:
+        return visible_queries
+    return torch.arange(length, 0, -1, device=like.device)
 
 
 @derived
 def top_keys(
     column_sums: Float[Tensor, "batch head key"],
     diagonal: Float[Tensor, "batch head query"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    visible_queries: Int[Tensor, "key"] | None = None,
 ) -> TopKeys:
     """The three keys k with the largest mean attention from the *other* queries that see them.
 
@@ -49,7 +42,7 @@ def top_keys(
     as many queries see as the best seen one: in a causal model the first half. Further places are NaN and
     −1. Source: this library, after arXiv 2603.05498, App. A (the first half).
     """
-    seen = _visible(visible, column_sums.shape[-1], column_sums).sum(0)
+    seen = _queries(visible_queries, column_sums.shape[-1], column_sums)
     counted = (2 * seen >= seen.max()) & (seen > 1)
     score = (column_sums - diagonal) / (seen - 1)
     found, place = _top(score.masked_fill(~counted, -torch.inf))
@@ -60,7 +53,7 @@ def top_keys(
 @metric(units="1", source="arXiv 2604.11791, eq. 16; arXiv 2410.10781")
 def sink_score(
     sink_column: Float[Tensor, "batch head query"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    visible_queries: Int[Tensor, "key"] | None = None,
     position: int = 0,
 ) -> Float[Tensor, "batch head"]:
     """Mean attention to BOS, (1/n) Σ_t A_t0, over the n queries that see it, the first and itself included.
@@ -70,18 +63,19 @@ def sink_score(
     H_n/n, with H_n the harmonic number. Source: arXiv 2510.06477 as restated in arXiv 2604.11791, eq. 16;
     over visible queries as arXiv 2410.10781 does.
 
+    >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])
     >>> sink_score(sink_column(pattern))
     tensor([[0.7500]])
     """
-    seen = _visible(visible, sink_column.shape[-1], sink_column)[:, position].sum()
+    seen = _queries(visible_queries, sink_column.shape[-1], sink_column)[position]
     return sink_column.sum(-1) / seen
 
 
 @metric(units="query", source="this library")
 def sink_queries(
     sink_column: Float[Tensor, "batch head query"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    visible_queries: Int[Tensor, "key"] | None = None,
     position: int = 0,
 ) -> Int[Tensor, "batch"]:
     """Number of queries that can see BOS in this layer: over how many the sink score is a mean.
@@ -91,14 +85,14 @@ def sink_queries(
     >>> sink_queries(torch.zeros(1, 2, 5))
     tensor([5])
     """
-    seen = _visible(visible, sink_column.shape[-1], sink_column)[:, position].sum()
+    seen = _queries(visible_queries, sink_column.shape[-1], sink_column)[position]
     return seen.expand(sink_column.shape[0])
 
 
 @metric(units="1", source="arXiv 2604.11791, eq. 16, any key")
 def strongest_sink_score(
     column_sums: Float[Tensor, "batch head key"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    visible_queries: Int[Tensor, "key"] | None = None,
 ) -> Float[Tensor, "batch head"]:
     """Mean attention to the most attended key at any position, max_k (1/n) Σ_t A_tk.
 
@@ -108,7 +102,7 @@ def strongest_sink_score(
     >>> strongest_sink_score(torch.tensor([[[1.5, 2.0, 0.5]]]))
     tensor([[0.6667]])
     """
-    seen = _visible(visible, column_sums.shape[-1], column_sums).sum(0).max()
+    seen = _queries(visible_queries, column_sums.shape[-1], column_sums).max()
     return column_sums.amax(-1) / seen
 
 
@@ -127,7 +121,7 @@ def strongest_sink_token(column_sums: Float[Tensor, "batch head key"]) -> Int[Te
 @metric(units="1", source="arXiv 2603.05498, eq. 27-28")
 def early_sink_score(
     column_sums: Float[Tensor, "batch head key"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    visible_queries: Int[Tensor, "key"] | None = None,
 ) -> Float[Tensor, "batch head"]:
     """Mean attention to the most attended key of the first half, max over k ≤ T/2 of (1/n) Σ_t A_tk.
 
@@ -137,7 +131,7 @@ def early_sink_score(
     tensor([[0.5000]])
     """
     length = column_sums.shape[-1]
-    seen = _visible(visible, length, column_sums).sum(0).max()
+    seen = _queries(visible_queries, length, column_sums).max()
     return column_sums[..., : max(1, length // 2)].amax(-1) / seen
 
 
@@ -148,6 +142,7 @@ def top_sink_score(top_keys: TopKeys) -> Float[Tensor, "batch head top"]:
     Mean over those queries, so a key in the middle counts like BOS; only keys that at least half as many
     queries see as the best seen one. NaN where there are fewer such keys. Source: this library.
 
+    >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])
     >>> top_sink_score(top_keys(pattern.sum(2), pattern.diagonal(dim1=2, dim2=3)))[..., 0]
     tensor([[0.5000]])
@@ -165,19 +160,18 @@ def top_sink_token(top_keys: TopKeys) -> Int[Tensor, "batch head top"]:
 
 
 def _seeing(
-    column: Float[Tensor, "batch head query"], visible: Tensor | None, position: int
+    column: Float[Tensor, "batch head query"], seeing_queries: Tensor | None, position: int
 ) -> Bool[Tensor, "query"]:
     """The queries that see `position`, without itself: there, sink and diagonal coincide."""
-    seeing = _visible(visible, column.shape[-1], column)[:, position].clone()
-    seeing[position] = False
-    return seeing
+    at = torch.arange(column.shape[-1], device=column.device)
+    return (at > position) if seeing_queries is None else seeing_queries & (at != position)
 
 
 @metric(units="1", source="arXiv 2510.06477, SVI (reconstruction: formula)")
 def sink_identity_index(
     sink_column: Float[Tensor, "batch head query"],
     diagonal: Float[Tensor, "batch head query"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    seeing_queries: Bool[Tensor, "query"] | None = None,
     position: int = 0,
 ) -> Float[Tensor, "batch head"]:
     """Sink-versus-identity index, S / (S + I), S = mean A_t0 and I = mean A_tt over t ≥ 1.
@@ -186,12 +180,13 @@ def sink_identity_index(
     NaN when S + I = 0. It says little where the support `sink_identity_mass` is small: see `sink_identity`.
     Reconstruction: only the name is in the sources. Source: arXiv 2510.06477.
 
+    >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])
     >>> sink_identity_index(sink_column(pattern), pattern.diagonal(dim1=2, dim2=3))
     tensor([[0.2500]])
     """
-    seeing = _seeing(sink_column, visible, position)
-    sink, identity = sink_column[..., seeing].mean(-1), diagonal[..., seeing].mean(-1)
+    seeing = _seeing(sink_column, seeing_queries, position)
+    sink, identity = mean_over(sink_column, seeing), mean_over(diagonal, seeing)
     return sink / (sink + identity)
 
 
@@ -199,19 +194,19 @@ def sink_identity_index(
 def sink_identity_mass(
     sink_column: Float[Tensor, "batch head query"],
     diagonal: Float[Tensor, "batch head query"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    seeing_queries: Bool[Tensor, "query"] | None = None,
     position: int = 0,
 ) -> Float[Tensor, "batch head"]:
     """Support of the sink-versus-identity index, S + I: attention that goes to BOS or to oneself.
 
     NaN for a prompt of one token. Reconstruction. Source: arXiv 2510.06477.
 
+    >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.25, 0.5]]]])
     >>> sink_identity_mass(sink_column(pattern), pattern.diagonal(dim1=2, dim2=3))
     tensor([[0.7500]])
     """
-    seeing = _seeing(sink_column, visible, position)
-    return (sink_column + diagonal)[..., seeing].mean(-1)
+    return mean_over(sink_column + diagonal, _seeing(sink_column, seeing_queries, position))
 
 
 @metric(units="1", source="arXiv 2510.06477 (value norms of BOS); arXiv 2410.13835")
@@ -237,7 +232,7 @@ def sink_output_share(
     value: Float[Tensor, "batch pos head d_head"],
     z: Float[Tensor, "batch pos head d_head"],
     output_gram: Float[Tensor, "head d_head d_head"],
-    visible: Bool[Tensor, "query key"] | None = None,
+    seeing_queries: Bool[Tensor, "query"] | None = None,
     position: int = 0,
 ) -> Float[Tensor, "batch head"]:
     """Share of the head's output that comes from BOS, mean over t ≥ 1 of ‖A_t0 v₀ W_O‖ / ‖z_t W_O‖.
@@ -253,5 +248,5 @@ def sink_output_share(
     whole = einops.einsum(heads @ through.to(heads.dtype), heads, "b h q d, b h q d -> b h q")
     part = einops.einsum(sink, through.to(sink.dtype), sink, "b h d, h d e, b h e -> b h")
     share = sink_column * (part.clamp_min(0).sqrt()[..., None] / whole.clamp_min(0).sqrt())
-    seeing = _seeing(sink_column, visible, position)
-    return torch.where(whole > 0, share, torch.nan)[..., seeing].nanmean(-1)
+    counted = (whole > 0) & _seeing(sink_column, seeing_queries, position)
+    return torch.where(counted, share, 0.0).sum(-1) / counted.sum(-1)

@@ -68,6 +68,19 @@ def row_energies(resid: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, "
 
 
 @derived
+def energies_along_bos(
+    resid: Float[Tensor, "batch pos d_model"], position: int = 0
+) -> Float64[Tensor, "batch pos"]:
+    """Energy of every row along the direction of BOS, (xᵢ · x₀)² / ‖x₀‖²; 0 where x₀ = 0.
+
+    >>> energies_along_bos(torch.tensor([[[2.0, 0.0], [1.0, 1.0]]]))
+    tensor([[4., 1.]], dtype=torch.float64)
+    """
+    wide = _wide(resid)
+    return _along(wide, _unit(wide[:, position]))
+
+
+@derived
 def tightest_row(
     resid: Float[Tensor, "batch pos d_model"], row_energies: Float64[Tensor, "batch pos"]
 ) -> Tightest:
@@ -143,7 +156,7 @@ def rest_energy(row_energies: Float64[Tensor, "batch pos"], position: int = 0) -
 
 @metric(units="1", source="arXiv 2510.06477, Theorem 1 (α)")
 def bos_alignment(
-    resid: Float[Tensor, "batch pos d_model"],
+    energies_along_bos: Float64[Tensor, "batch pos"],
     row_energies: Float64[Tensor, "batch pos"],
     position: int = 0,
 ) -> Float[Tensor, "batch"]:
@@ -153,12 +166,11 @@ def bos_alignment(
     energy, R = 0, as for a prompt of one token. Source: arXiv 2510.06477, Theorem 1.
 
     >>> x = torch.tensor([[[9.0, 0.0], [1.0, 1.0]]])
-    >>> bos_alignment(x, row_energies(x))
+    >>> bos_alignment(energies_along_bos(x), row_energies(x))
     tensor([0.5000], dtype=torch.float64)
     """
-    wide = _wide(resid)
-    along = _others(_along(wide, _unit(wide[:, position])), position).sum(-1)
-    return (along / _others(row_energies, position).sum(-1)).clamp_max(1)
+    along, whole = (_others(e, position).sum(-1) for e in (energies_along_bos, row_energies))
+    return (along / whole).clamp_max(1)
 
 
 @metric(units="token", source="this library, after arXiv 2510.06477, Theorem 1")
