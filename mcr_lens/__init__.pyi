@@ -93,6 +93,9 @@ from .running_moments import load_moments as load_moments
 from .running_moments import merge_moments as merge_moments
 from .running_moments import moments as moments
 from .running_moments import read_moments as read_moments
+from .served import ServedModel as ServedModel
+from .served_attention import CannotServeError as CannotServeError
+from .serving import serve as serve
 from .sink_curves import sink_area as sink_area
 from .sink_curves import sink_curve as sink_curve
 from .sink_curves import uniform_sink_rate as uniform_sink_rate

@@ -37,6 +37,9 @@ ModelName = Annotated[str, typer.Argument(help='Hugging Face name, local folder,
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: a GPU where there is one).")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Served = Annotated[
+    bool, typer.Option("--served", help="As transformers serves it, with its fast attention: no bridge.")
+]
 
 
 class Bos(StrEnum):
@@ -151,6 +154,7 @@ def measure(
     dtype: Dtype = "float32",
     device: Device = None,
     revision: Revision = None,
+    served: Served = False,
 ) -> None:
     """Measure a model on prompts from a file; write result.nc and report.html, and print a table."""
     with in_words():
@@ -159,7 +163,9 @@ def measure(
         wanted, size = _names(metrics), _batch_size(batch_size)
         texts = _texts(prompts, field)[:limit]
         _make_folder(out)
-        loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
+        loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
+            model, dtype=dtype, device=device, revision=revision
+        )
         ds = mcr_lens.measure(
             loaded, texts, wanted, batch_size=size, max_length=max_length,
             prepend_bos=BOS[prepend_bos], position=position,
@@ -193,6 +199,7 @@ def diagnose(
     dtype: Dtype = "float32",
     device: Device = None,
     revision: Revision = None,
+    served: Served = False,
 ) -> None:
     """Ask whether the paper's claim holds in a model: ablations with controls, and a verdict on each part."""
     with in_words():
@@ -204,7 +211,9 @@ def diagnose(
             _make_folder(out)
         if as_json is not None and not as_json.parent.is_dir():
             raise FileNotFoundError(f"{as_json.parent} is not a folder; create it first")
-        loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
+        loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
+            model, dtype=dtype, device=device, revision=revision
+        )
         found = mcr_lens.diagnose(
             loaded, texts, ratio=ratio, threshold=threshold, valley=valley, seed=seed, batch_size=size,
             max_length=max_length, prepend_bos=BOS[prepend_bos], position=position,
@@ -246,12 +255,15 @@ def inspect(
     dtype: Dtype = "float32",
     device: Device = None,
     revision: Revision = None,
+    served: Served = False,
 ) -> None:
     """Say what can be measured in a model, and what to know before believing it."""
     with in_words():
         import mcr_lens
 
-        loaded = mcr_lens.load_model(model, dtype=dtype, device=device, revision=revision)
+        loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
+            model, dtype=dtype, device=device, revision=revision
+        )
         seen = mcr_lens.inspect_model(loaded)
         typer.echo(str(seen))
         if not seen.supported:

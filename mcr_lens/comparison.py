@@ -15,11 +15,12 @@ from mcr_lens.measurement import Options, measure_conditions
 from mcr_lens.metrics._registry import select
 from mcr_lens.observer import ObservationWarning
 from mcr_lens.positions import Given
+from mcr_lens.served import hooked
 from mcr_lens.visibility import is_causal
 
 
 def compare(
-    model: HookedModel,
+    model: Any,
     prompts: Any,
     conditions: Mapping[str, Condition],
     metrics: Any = None,
@@ -28,6 +29,7 @@ def compare(
     max_length: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
     position: int = 0,
+    tokenizer: Any = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Measure prompts under several conditions, paired by prompt.
@@ -40,7 +42,7 @@ def compare(
 
     Args:
         conditions: a name → an intervention, several, or none of them (`[]`: the model as it is).
-        metrics, batch_size, max_length, prepend_bos, position, progress: as `measure`.
+        metrics, batch_size, max_length, prepend_bos, position, tokenizer, progress: as `measure`.
 
     Warns:
         ObservationWarning: an encoder has no next-token loss.
@@ -51,7 +53,7 @@ def compare(
 
     Source: arXiv 2510.06477, ablations; loss and KL beside them: this library.
     """
-    made = read_conditions(conditions)
+    made, model = read_conditions(conditions), hooked(model, tokenizer)
     loss = ["next_token_loss", "perplexity", "kl_divergence"]
     if not is_causal(model):
         loss = ["kl_divergence"]

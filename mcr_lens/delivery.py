@@ -97,7 +97,8 @@ def look_closely(
     from mcr_lens.results import ResultSchemaError
 
     try:
-        heads = mcr_lens.notable_heads(ds)
+        # A model as it is served has no patterns to be shown.
+        heads = None if hasattr(model, "lacks") else mcr_lens.notable_heads(ds)
     except ResultSchemaError:  # the scores of the heads were not measured
         heads = None
     conditions = None if cut is None else {"cut": cut}

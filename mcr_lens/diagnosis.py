@@ -30,6 +30,7 @@ from mcr_lens.phases import detect_phases
 from mcr_lens.positions import at_tokens
 from mcr_lens.reading import subject
 from mcr_lens.results import vocabulary_of
+from mcr_lens.served import hooked
 from mcr_lens.summaries import ShortPromptWarning
 
 READ = (
@@ -102,7 +103,7 @@ class Diagnosis:
 
 
 def diagnose(
-    model: HookedModel,
+    model: Any,
     prompts: Any,
     *,
     ratio: float = 10.0,
@@ -113,6 +114,7 @@ def diagnose(
     max_length: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
     position: int = 0,
+    tokenizer: Any = None,
     progress: bool = True,
 ) -> Diagnosis:
     """Ask a model for every part of the paper's claim: what is there, what makes what, what it costs.
@@ -125,7 +127,7 @@ def diagnose(
     Args:
         ratio, threshold, valley: cut-offs, see `judge`; `Diagnosis.rejudge` changes them afterwards.
         seed: of the controls' draws.
-        batch_size, max_length, prepend_bos, position, progress: as `measure`.
+        batch_size, max_length, prepend_bos, position, tokenizer, progress: as `measure`.
 
     A prompt that comes twice counts once: what is no new prompt narrows no interval.
 
@@ -139,6 +141,7 @@ def diagnose(
     options |= {"max_length": max_length, "position": position}
     cut_offs = {"ratio": ratio, "threshold": threshold, "valley": valley}
     check_cut_offs(**cut_offs)
+    model = hooked(model, tokenizer)
     prompts = prompts if isinstance(prompts, str) else list(prompts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* come more than once", PromptWarning)  # they do not count here

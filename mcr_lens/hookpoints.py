@@ -104,6 +104,13 @@ READS: dict[str, Read] = {
             "attention after the softmax; rows sum to 1 unless the model has sink logits",
         ),
         Read(
+            "attention",
+            "blocks.{layer}.attn.hook_attention",
+            "layer",
+            "batch head query key",
+            "queries and keys of a model as it is served, which sum up the pattern without building it",
+        ),
+        Read(
             "z",
             "blocks.{layer}.attn.hook_z",
             "layer",
@@ -130,6 +137,11 @@ def hook_names(model: HookedModel, read: str) -> list[str]:
         wanted = ["blocks.0.hook_resid_pre", *wanted]
     points = model.hook_dict
     missing = [name for name in wanted if name not in points]
+    if missing and read in getattr(model, "lacks", {}):
+        raise MissingHookPointError(
+            f"{model_name(model)} as it is served has no {read!r}: {model.lacks[read]}; "  # type: ignore[attr-defined]
+            "leave out the metrics that read it, or wrap the model with mcr_lens.load_model"
+        )
     if missing:
         raise MissingHookPointError(
             f"{model_name(model)} has no hook point {missing[0]!r}"
@@ -173,7 +185,8 @@ def _norms_inside_attention(model: HookedModel) -> bool:
     So `hook_attn_out` fires on the stream behind them, and not on what the attention writes.
     """
     name = str(getattr(model.cfg, "architecture", None) or "")
-    return hasattr(model, "original_model") and name.startswith(("Bert", "Roberta"))
+    wrapped = hasattr(model, "original_model") and not hasattr(model, "lacks")  # not as it is served
+    return wrapped and name.startswith(("Bert", "Roberta"))
 
 
 def _is_post_norm(model: HookedModel) -> bool:
@@ -248,7 +261,7 @@ def check_model(model: Any) -> None:
         _check_weights(model)
         return
     hint = (
-        "wrap it with mcr_lens.load_model(model)"
+        "wrap it with mcr_lens.load_model(model), or take it as it is with mcr_lens.serve(model)"
         if hasattr(model, "config")
         else "pass a TransformerBridge, a HookedTransformer, or what mcr_lens.load_model returns"
     )

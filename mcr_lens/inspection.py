@@ -64,7 +64,8 @@ class Inspection:
     def supported(self) -> bool:
         """Whether every default metric can be measured, on the weights as they are."""
         readable = {read.name for read in self.reads if not read.problem}
-        return set(NEEDED) <= readable and not any(c.startswith("not supported") for c in self.caveats)
+        needed = {"attention" if read == "pattern" and "attention" in readable else read for read in NEEDED}
+        return needed <= readable and not any(c.startswith("not supported") for c in self.caveats)
 
     def __str__(self) -> str:
         facts = {
@@ -104,7 +105,7 @@ def inspect_model(model: HookedModel) -> Inspection:
     failure = probe.run()
     if failure:
         problems.append(f"not supported because the forward pass fails under hooks: {failure}")
-    reads = tuple(_read_facts(read, names, missing, probe) for read in READS)
+    reads = tuple(_read_facts(read, names, missing, probe) for read in reads_of(model))
     layers = () if failure else tuple(layer_facts(model, probe, i) for i in range(model.cfg.n_layers))
     edits = {} if failure else {site: _edit(model, site) for site in ("mlp_out", "attn_out")}
     cfg = model.cfg
@@ -126,11 +127,17 @@ def inspect_model(model: HookedModel) -> Inspection:
     )
 
 
+def reads_of(model: Any) -> list[str]:
+    """What can be asked of a model: its patterns, or of one as it is served the queries and keys instead."""
+    other = "pattern" if hasattr(model, "lacks") else "attention"
+    return [read for read in READS if read != other]
+
+
 def _find_hooks(model: HookedModel) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The hook points of every read, and why those that are missing are."""
     names: dict[str, list[str]] = {}
     missing: dict[str, str] = {}
-    for read in READS:
+    for read in reads_of(model):
         try:
             names[read] = hook_names(model, read)
             if read == "pattern":

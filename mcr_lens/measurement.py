@@ -14,6 +14,7 @@ from mcr_lens.interventions import Intervention
 from mcr_lens.observer import Observer
 from mcr_lens.prompts import Prompt, read_prompts
 from mcr_lens.provenance import ProcessedWeightsWarning, processing
+from mcr_lens.served import hooked
 
 
 class PromptWarning(UserWarning):
@@ -21,7 +22,7 @@ class PromptWarning(UserWarning):
 
 
 def measure(
-    model: HookedModel,
+    model: Any,
     prompts: Any,
     metrics: Any = None,
     *,
@@ -30,6 +31,7 @@ def measure(
     prepend_bos: bool | Literal["auto"] = "auto",
     position: int = 0,
     interventions: Sequence[Intervention] = (),
+    tokenizer: Any = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Run a model over prompts and return every metric, by prompt and by depth, layer and head.
@@ -39,7 +41,8 @@ def measure(
     at the hook, and the unembedding is skipped unless a metric reads the logits.
 
     Args:
-        model: a `TransformerBridge`, a `HookedTransformer`, or what `load_model` returns.
+        model: what `load_model` or `serve` returns, a `TransformerBridge` or `HookedTransformer` of your own,
+            or a plain Hugging Face model, which is measured as it is served.
         prompts: strings, or token ids (taken as they are).
         metrics: names, groups ("spectral", "norms", "attention", "sinks", "theory", "loss"), functions, or a
             name → function map; None for all default metrics.
@@ -49,14 +52,15 @@ def measure(
             first token and the result says so. A BOS that is there already is never doubled.
         position: the token taken for BOS, counted from the first token.
         interventions: edits made before anything is read, such as `zero_bos_mlp(1)`.
+        tokenizer: that of a plain Hugging Face model, which has none of its own.
 
     Raises:
         TypeError, ValueError: what came, what is allowed, what to do.
-        UnknownMetricError, MissingHookPointError, PatternNotComputedError: before the run.
+        UnknownMetricError, MissingHookPointError, PatternNotComputedError, CannotServeError: before the run.
         NonFiniteActivationError, HookDidNotFireError: after a batch.
     """
     options = Options(metrics, batch_size, max_length, prepend_bos, position, progress)
-    return measure_conditions(model, prompts, {"": tuple(interventions)}, options)[""]
+    return measure_conditions(hooked(model, tokenizer), prompts, {"": tuple(interventions)}, options)[""]
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ class Picker:
             names = hook_names(model, "pattern")
             check_pattern(model, names)
             self.hooks = [(names[layer], self._see_pattern)]
+        elif positions is not None and READS["attention"].template.format(layer=layer) in model.hook_dict:
+            self.hooks = [(hook_names(model, "attention")[layer], self._see_pattern)]
 
     def pick(self, tensor: Tensor) -> Any:
         """An index into [batch, pos, ...], or None for no row at all; an index of the last kind is a mask."""

@@ -77,7 +77,7 @@ def make_batches(
 ) -> list[list[int]]:
     """Group prompts of similar length, the longest first; bidirectional models get equal lengths only.
 
-    "auto" bounds a batch by tokens and by the size of one layer's attention pattern.
+    "auto" bounds a batch by tokens and, where patterns are built, by the size of one layer's.
 
     Raises:
         ValueError: a batch size that is not a positive integer or "auto".
@@ -101,6 +101,8 @@ def make_batches(
 def _auto(model: HookedModel, length: int) -> int:
     on_cpu = str(getattr(model.cfg, "device", "cpu") or "cpu").startswith("cpu")
     tokens, pattern_bytes = (4096, 2**28) if on_cpu else (16384, 2**31)
+    if hasattr(model, "lacks"):  # as it is served: no pattern is ever built
+        return max(1, tokens // length)
     one_pattern = 4 * model.cfg.n_heads * length**2
     return max(1, min(tokens // length, pattern_bytes // one_pattern))
 

@@ -44,7 +44,10 @@ def describe(model: HookedModel, *, position: int = 0, interventions: Sequence[A
         "revision": "unknown",
         "dtype": _dtype(model),
         "processing": processing(model),
-        "model_class": type(model).__name__,
+        "model_class": type(getattr(model, "original_model", model)).__name__
+        if hasattr(model, "door")
+        else type(model).__name__,
+        "door": getattr(model, "door", "TransformerLens"),
         "architecture": str(getattr(cfg, "architecture", None) or "unknown"),
         "n_layers": int(cfg.n_layers),
         "n_heads": int(cfg.n_heads),

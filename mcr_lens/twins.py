@@ -11,6 +11,7 @@ from torch import nn
 from mcr_lens.hookpoints import HookedModel, check_model, model_name
 from mcr_lens.models import load_model
 from mcr_lens.provenance import LOADED, processing
+from mcr_lens.served import ServedModel
 
 Kind = Literal["initialised", "shuffled"]
 
@@ -58,7 +59,7 @@ def random_twin(model: HookedModel, seed: int, *, kind: Kind = "initialised") ->
 
 
 def _new_bridge(model: Any, wrapped: Any) -> Any:
-    """The Hugging Face class and configuration of a bridge once more, through the same door."""
+    """The Hugging Face class and configuration of a bridge or a served model once more, by the same door."""
     config = copy.deepcopy(wrapped.config)
     if getattr(config, "quantization_config", None) is not None or getattr(wrapped, "is_quantized", False):
         raise ValueError(f"{model_name(model)} has packed (quantised) weights; pass it in full precision")
@@ -74,6 +75,8 @@ def _new_bridge(model: Any, wrapped: Any) -> Any:
     for parameter in fresh.parameters():  # buffers, such as RoPE frequencies, stay in float32
         parameter.data = parameter.data.to(example.dtype)
     tokenizer = copy.deepcopy(getattr(model, "tokenizer", None))
+    if isinstance(model, ServedModel):
+        return ServedModel(fresh.to(example.device).eval(), tokenizer)
     return load_model(fresh.to(example.device).eval(), tokenizer=tokenizer, verbose=False)
 
 

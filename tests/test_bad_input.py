@@ -102,13 +102,14 @@ def test_text_without_tokenizer(llama):
 
 
 def test_not_a_model():
-    """Anything else, a Hugging Face model, and a string."""
+    """Anything else, and a string."""
     refused(
         TypeError,
         "expected a TransformerLens model, got Linear; pass a TransformerBridge",
         torch.nn.Linear(2, 2),
     )
-    refused(TypeError, "got LlamaForCausalLM; wrap it with mcr_lens.load_model", hugging_face("llama"))
+    with pytest.raises(TypeError, match=r"got LlamaForCausalLM; wrap it with mcr_lens.load_model.*serve"):
+        mcr_lens.Observer(hugging_face("llama"))
     refused(TypeError, "expected a TransformerLens model, got str", "gpt2")
 
 

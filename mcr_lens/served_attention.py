@@ -1,0 +1,286 @@
+"""How is the attention of a Hugging Face model reached without changing what it computes?
+
+transformers looks its attention function up by name. While somebody reads, the name is that of a function of
+this library, which calls the model's own with the same arguments, returns what it returns, and shows queries,
+keys, values and head outputs to whoever reads that layer. No function of transformers is replaced.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mcr_lens.attention_summary import summarize
+from mcr_lens.hookpoints import PatternNotComputedError
+from mcr_lens.metrics.summary import PatternSummary
+from mcr_lens.rows import Group
+from mcr_lens.visibility import Visibility
+
+PREFIX = "mcr_lens:"
+"""Of the names under which this library registers with transformers; behind it, the model's own."""
+
+
+class CannotServeError(ValueError):
+    """A Hugging Face model has parts that cannot be measured as it is served; the message says which."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Whoever reads one attention layer: it sees the arguments, and may change values and head outputs."""
+
+    def values(self, value: Tensor) -> Tensor: ...
+    def attention(self, seen: "Attention", output: Any) -> Any: ...
+
+
+_READERS: dict[int, list[Reader]] = {}  # by id of the module: modules may compare by value
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries and keys of one layer in one forward pass, and how they become a pattern, not built."""
+
+    query: Tensor  # [batch, head, query, d_head]
+    key: Tensor  # [batch, kv, key, d_head]
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    mask: Tensor | None = None  # as transformers made it: additive or boolean
+    visibility: Visibility | None = None
+    name: str = "attention"
+    checked: set[Any] = field(default_factory=set)  # masks that were looked at, by layer and span
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the pattern: [batch, head, query, key]; a decoding step has more keys than queries."""
+        return torch.Size((*self.query.shape[:3], self.key.shape[2]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the summary is computed."""
+        return self.query.device
+
+    def detach(self) -> "Attention":
+        """The same without a graph behind it."""
+        return replace(self, query=self.query.detach(), key=self.key.detach())
+
+    def cut(self, group: Group) -> "Attention":
+        """The real tokens of these rows."""
+        real = slice(group.start, group.start + group.length)
+        mask = self.mask
+        if mask is not None and mask.ndim == 4:
+            row = group.rows[0] if mask.shape[0] > 1 else 0
+            mask = mask[row : row + 1, :, real, real]
+        return replace(
+            self,
+            query=group.cut(self.query.transpose(1, 2)).transpose(1, 2),
+            key=group.cut(self.key.transpose(1, 2)).transpose(1, 2),
+            mask=mask,
+            visibility=None if self.visibility is None else replace(self.visibility, length=group.length),
+            name=f"{self.name} from token {group.start}",
+        )
+
+    def summary(self, position: int = 0) -> PatternSummary:
+        """What the metrics read of the pattern, in memory linear in the number of tokens.
+
+        Raises:
+            PatternNotComputedError: the model hides other keys than this library takes for hidden.
+            ValueError: a position that is no token.
+
+        Source: this library.
+        """
+        seen = self.visibility or Visibility(self.shape[-1])
+        self._check_mask(seen)
+        return summarize(
+            self.query.detach(),
+            self.key.detach(),
+            scale=self.scale,
+            causal=seen.causal,
+            window=seen.window,
+            chunk=seen.chunk,
+            softcap=self.softcap,
+            sink_logits=self.sinks,
+            position=position,
+        )
+
+    def _check_mask(self, seen: Visibility) -> None:
+        """Three queries of the mask, the first, the middle and the last, once for each layer and length."""
+        about = (self.name, seen.length, None if self.mask is None else self.mask.shape)
+        if about in self.checked or self.mask is None or self.mask.ndim != 4:
+            return
+        some = (0, seen.length // 2, seen.length - 1)
+        wanted = torch.stack([_visible_row(seen, query, self.mask.device) for query in some])
+        rows = self.mask[0, :, list(some), : seen.length]
+        hidden = ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
+        added = rows.new_zeros(()) if rows.dtype == torch.bool else rows.masked_fill(hidden, 0)
+        if bool((hidden == wanted).any()) or bool(added.any()):
+            raise PatternNotComputedError(
+                f"{self.name}: the model's mask hides other keys than mcr_lens takes for hidden (a prefix, "
+                "packed prompts, or a bias on the scores); wrap the model with mcr_lens.load_model"
+            )
+        self.checked.add(about)
+
+
+def _visible_row(seen: Visibility, query: int, device: torch.device) -> Bool[Tensor, "key"]:
+    """The keys that one query sees."""
+    key = torch.arange(seen.length, device=device)
+    row = key <= query if seen.causal else torch.ones_like(key, dtype=torch.bool)
+    if seen.window:
+        row = row & (key > query - seen.window)
+    return row & (key // seen.chunk == query // seen.chunk) if seen.chunk else row
+
+
+def by_the_book(seen: Attention, value: Tensor, visible: Bool[Tensor, "query key"]) -> tuple[Tensor, float]:
+    """Head outputs [batch, pos, head, d_value] in float64, and the largest score: for a short trial."""
+    groups = seen.query.shape[1] // seen.key.shape[1]
+    query = seen.query.detach().cpu().double()
+    key = seen.key.detach().cpu().double().repeat_interleave(groups, 1)
+    scores = query @ key.mT * seen.scale
+    if seen.softcap:
+        scores = seen.softcap * torch.tanh(scores / seen.softcap)
+    largest = float(scores.masked_fill(~visible, 0).abs().max())
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if seen.sinks is not None:
+        sinks = seen.sinks.detach().cpu().double().view(1, -1, 1, 1)
+        scores = torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], -1)
+    pattern = scores.softmax(-1)[..., : key.shape[2]]
+    values = value.detach().cpu().double().repeat_interleave(seen.query.shape[1] // value.shape[1], 1)
+    return (pattern @ values).transpose(1, 2), largest
+
+
+@contextmanager
+def reading(model: torch.nn.Module, readers: Mapping[torch.nn.Module, Reader]) -> Iterator[None]:
+    """Show the attention of these modules to their readers while the block lasts; everything is put back.
+
+    Raises:
+        CannotServeError: an attention implementation that cannot be stood in for.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
+        for config in configurations(model):
+            own = config._attn_implementation_internal
+            if not str(own).startswith(PREFIX):
+                stack.callback(setattr, config, "_attn_implementation_internal", own)
+                config._attn_implementation_internal = _registered(own or "eager")
+        for module, reader in readers.items():
+            present = _READERS.setdefault(id(module), [])
+            present.append(reader)
+            stack.callback(_leave, id(module), reader)
+        yield
+
+
+@contextmanager
+def uncompiled(model: torch.nn.Module) -> Iterator[None]:
+    """Run compiled parts of a model as they are written while the block lasts; nothing is compiled anew."""
+    compiled = any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield
+
+
+def _leave(key: int, reader: Reader) -> None:
+    _READERS[key] = [other for other in _READERS[key] if other is not reader]
+    if not _READERS[key]:
+        del _READERS[key]
+
+
+def configurations(model: torch.nn.Module) -> list[Any]:
+    """Every configuration that some module of the model asks for its attention, each once."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        config = module.__dict__.get("config")
+        if hasattr(config, "_attn_implementation_internal"):
+            found[id(config)] = config
+    return list(found.values())
+
+
+def implementation(model: torch.nn.Module) -> str:
+    """The name of the model's own attention implementation."""
+    config: Any = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return str(getattr(config, "_attn_implementation", None) or "eager").removeprefix(PREFIX)
+
+
+def _registered(own: str) -> str:
+    """The name under which this library stands in for an attention implementation."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if "|" in own:
+        raise CannotServeError(
+            f"the model runs {own!r} attention, whose keys lie in pages; load it with sdpa, flash or eager"
+        )
+    name = PREFIX + own
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        type(ALL_ATTENTION_FUNCTIONS).register(name, partial(_attend, own))
+        if own in ALL_MASK_ATTENTION_FUNCTIONS:
+            type(ALL_MASK_ATTENTION_FUNCTIONS).register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    return name
+
+
+def _attend(
+    own: str,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The model's own attention function, seen by the readers of this module."""
+    function = own_function(own, module)
+    readers: Sequence[Reader] = tuple(_READERS.get(id(module), ()))
+    for reader in readers:
+        value = reader.values(value)
+    output = function(module, query, key, value, attention_mask, *args, **kwargs)
+    if not readers:
+        return output
+    scale = kwargs.get("scaling")
+    if scale is None:
+        scale = getattr(module, "scaling", None)
+    sinks = kwargs.get("s_aux")
+    seen = Attention(
+        query=query,
+        key=key,
+        scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
+        softcap=kwargs.get("softcap"),
+        sinks=getattr(module, "sinks", None) if sinks is None else sinks,
+        mask=attention_mask if torch.is_tensor(attention_mask) else None,
+    )
+    for reader in readers:
+        output = reader.attention(seen, output)
+    return output
+
+
+def own_function(own: str, module: torch.nn.Module) -> Callable[..., Any]:
+    """The attention function that a module calls when nobody reads.
+
+    Raises:
+        CannotServeError: there is none of that name.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    homes = [sys.modules.get(kind.__module__) for kind in type(module).__mro__]
+    for home in homes:
+        table = getattr(home, "ALL_ATTENTION_FUNCTIONS", None)
+        if table is not None:
+            break
+    else:
+        table = ALL_ATTENTION_FUNCTIONS
+    if own in table:
+        return table[own]
+    for home in homes:
+        if own == "eager" and hasattr(home, "eager_attention_forward"):
+            return home.eager_attention_forward  # type: ignore[union-attr]
+    raise CannotServeError(
+        f"{type(module).__name__} runs {own!r} attention, which is nowhere to be found; load the model with "
+        "attn_implementation='sdpa'"
+    )
