@@ -191,7 +191,7 @@ class _Table:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
             raise self.wrong(key, "pass a number from 0 on")
-        return value
+        return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.given.get(key, default)

@@ -6,6 +6,7 @@ prompts and writes the files, so workers need no folder in common; they must fin
 """
 
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -133,7 +134,7 @@ class RayEngine:
         cpus, gpus = int(there.get("CPU", 1)), there.get("GPU", 0.0)
         each = self._plan.gpus_per_worker
         if each is None:
-            each = 1 if gpus and any(m.device != "cpu" for m in self._plan.models) else 0
+            each = 1.0 if gpus and any(m.device != "cpu" for m in self._plan.models) else 0.0
         fitting = int(gpus // each) if each else max(1, cpus // self._threads)
         wanted = self._plan.workers or max(1, fitting)
         if each and fitting < wanted:
@@ -158,6 +159,7 @@ class RayEngine:
             options |= {"include_dashboard": False, "num_cpus": cpus, "address": "local"}
         else:
             options |= {"address": self._plan.address}
+            _check_reachable(self._plan.address)
         with warnings.catch_warnings():
             # Ray tells that workers without a GPU will see all of them; ours are told to take none.
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
@@ -169,6 +171,19 @@ class RayEngine:
                 yield
             finally:
                 self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself knocks for minutes where nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise SweepError(
+            f"Ray could not be reached at {address} ({in_short(error)}); start it there, or leave address out"
+        ) from None
 
 
 class _Queue:
