@@ -12,6 +12,7 @@ from mcr_lens.measurement import PromptWarning, measure
 from mcr_lens.models import load_model
 from mcr_lens.provenance import LOADED
 from mcr_lens.running_moments import moments
+from mcr_lens.serving import serve
 from mcr_lens.sweep_plan import ModelPlan
 
 
@@ -80,16 +81,20 @@ def load(plan: ModelPlan) -> Any:
     """The model of a plan, ready to be measured.
 
     Raises:
-        ModelLoadError: as `load_model`.
+        ModelLoadError, CannotServeError: as `load_model` and `serve`.
 
     Source: this library.
     """
     if plan.model is not None:
         return plan.model
     place = {"device": plan.device} if plan.device_map is None else {"device_map": plan.device_map}
-    model = load_model(
-        plan.name, dtype=plan.dtype, revision=plan.commit or plan.revision, verbose=False, **place
-    )
+    options: dict[str, Any] = {"dtype": plan.dtype, "verbose": False, **place}
+    if plan.commit or plan.revision:
+        options["revision"] = plan.commit or plan.revision
+    if plan.served:
+        model = serve(plan.name, attention=plan.attention, **options)
+    else:
+        model = load_model(plan.name, **options)
     if plan.commit is not None:  # a result calls the revision by the name that it was asked for
         LOADED[model] |= {"revision": plan.revision or plan.commit, "commit": plan.commit}
     return model

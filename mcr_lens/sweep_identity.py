@@ -30,6 +30,7 @@ def prepared(plan: ModelPlan) -> tuple[ModelPlan, dict[str, Any]]:
     """
     about: dict[str, Any] = {"name": plan.name, "revision": plan.revision, "dtype": plan.dtype}
     about |= {"device": plan.device, "device_map": plan.device_map}
+    about |= {"served": plan.served, "attention": plan.attention}
     if plan.model is not None:
         plan = replace(plan, model=_ready(plan))
         return plan, about | {"weights": _weights(plan.model), "tokenizer": _tokenizer(plan.model)}
@@ -59,11 +60,11 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 def _ready(plan: ModelPlan) -> Any:
     """A model in memory as it is, or what the function that loads it returns."""
-    is_model = isinstance(plan.model, torch.nn.Module)
+    is_model = isinstance(plan.model, torch.nn.Module) or hasattr(plan.model, "hook_dict")
     model = plan.model() if callable(plan.model) and not is_model else plan.model
     if not hasattr(model, "hook_dict"):
         raise TypeError(
-            f"model {plan.name!r} is a {type(model).__name__}; pass what mcr_lens.load_model returns, or a "
+            f"model {plan.name!r} is a {type(model).__name__}; pass what load_model or serve returns, or a "
             "function that returns it"
         )
     return model
@@ -92,7 +93,9 @@ def _weights(model: Any) -> str:
     inner = getattr(model, "original_model", model)
     config = getattr(inner, "config", None)
     about = str(model.cfg) if config is None else config.to_json_string()
-    digest = hashlib.sha256(f"{type(model).__name__} {processing(model)} {about}".encode())
+    digest = hashlib.sha256(
+        f"{type(model).__name__} {processing(model)} {getattr(model, 'door', '')} {about}".encode()
+    )
     for name, tensor in inner.state_dict().items():
         raw = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

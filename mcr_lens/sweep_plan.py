@@ -21,10 +21,11 @@ KEYS = (
     "out", "models", "prompts", "conditions", "metrics", "batch_size", "max_length", "prepend_bos",
     "position", "keep", "chunk", "engine", "workers", "gpus_per_worker", "threads", "address",
 )  # fmt: skip
-MODEL_KEYS = ("name", "label", "revisions", "dtype", "device", "device_map", "model")
+MODEL_KEYS = ("name", "label", "revisions", "dtype", "device", "device_map", "served", "attention", "model")
 PROMPT_KEYS = (
     "name", "file", "dataset", "texts", "field", "limit", "config", "split", "revision", "streaming",
 )  # fmt: skip
+OF_LOADING = ("dtype", "device", "device_map", "served")
 OF_DATASETS = ("config", "split", "revision", "streaming")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,6 +40,8 @@ class ModelPlan:
     dtype: str = "float32"
     device: str | None = None
     device_map: Any = None
+    served: bool = False  # as `mcr_lens.serve` loads it, with this attention
+    attention: str | None = None
     model: Any = field(default=None, repr=False)
     commit: str | None = None  # what the revision of a hub model meant when the sweep began
 
@@ -245,8 +248,15 @@ def _models(table: _Table, base: Path, engine: str) -> list[ModelPlan]:
     chart = table.given.get("device_map")
     if chart is not None and not (isinstance(chart, str | Mapping) and chart):
         raise table.wrong("device_map", 'pass "auto" or a table from module to device')
-    if model is not None and any(table.has(k) for k in ("dtype", "device", "device_map")):
-        raise ValueError(f"{table.where}: a model in memory has its dtype and device; leave them out")
+    if model is not None and any(table.has(k) for k in (*OF_LOADING, "attention")):
+        raise ValueError(
+            f"{table.where}: a model in memory is loaded already; leave {', '.join(OF_LOADING)} out"
+        )
+    served = table.flag("served", False)
+    if table.has("attention") and not served:
+        raise table.wrong(
+            "attention", "it is for models as they are served; say served = true or leave it out"
+        )
     return [
         ModelPlan(
             label=table.text("label") or name,
@@ -255,6 +265,8 @@ def _models(table: _Table, base: Path, engine: str) -> list[ModelPlan]:
             dtype=table.one_of("dtype", DTYPES, "float32"),
             device=table.text("device"),
             device_map=dict(chart) if isinstance(chart, Mapping) else chart,
+            served=served,
+            attention=table.text("attention"),
             model=model,
         )
         for revision in (revisions or [None])

@@ -210,8 +210,25 @@ def test_models_by_function(given, tiny):
     models = [{"name": n, "model": loads(n)} for n in "ab"]
     found = go(given | {"models": models})
     assert calls == ["a", "b"] and list(found.results) == ["a/p", "b/p"]
-    with pytest.raises(SweepError, match=r"model 'c' is a int; pass what mcr_lens\.load_model returns"):
+    with pytest.raises(SweepError, match="model 'c' is a int; pass what load_model or serve"):
         go(given | {"models": [{"name": "c", "model": lambda: 3}]})
+
+
+@pytest.mark.usefixtures("as_for_users")
+def test_a_model_as_it_is_served(given, tmp_path):
+    """Another door to the same weights: another part, measured as `serve` gives it."""
+    folder = tmp_path / "ckpt"
+    hugging_face("llama").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    table = {"name": str(folder), "label": "m"}
+    go(given | {"models": [table]})
+    served = go(given | {"models": [table | {"served": True, "attention": "sdpa"}]})
+    assert served.table.reused.tolist() == [0]
+    model = mcr.serve(folder, dtype="float32", attention="sdpa", verbose=False)
+    ds = mcr.measure(model, TEXTS, METRICS, batch_size=1, progress=False)
+    xr.testing.assert_identical(bare(served.results["m/p"]), bare(ds))
+    ready = go(given | {"out": tmp_path / "ready", "models": [{"name": "m", "model": model}]})
+    xr.testing.assert_identical(bare(ready.results["m/p"]), bare(ds))
 
 
 def test_one_failure_does_not_stop_the_others(given, tmp_path):

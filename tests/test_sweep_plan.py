@@ -141,8 +141,10 @@ PROMPT = {"name": "p", "texts": ["one"]}
         ({"models": [{"name": "a", "device_map": 3}]}, 'device_map=3: pass "auto" or a table'),
         (
             {"models": [{"name": "a", "model": print, "dtype": "float32"}]},
-            "in memory has its dtype and device",
+            "in memory is loaded already; leave dtype, device",
         ),
+        ({"models": [{"name": "a", "served": 1}]}, "served=1: pass true or false"),
+        ({"models": [{"name": "a", "attention": "sdpa"}]}, "it is for models as they are served; say served"),
         ({"prompts": []}, r"plan: prompts is empty; write one or more tables \[\[prompts\]\]"),
         ({"prompts": ["text"]}, r"prompts\[0\] is a str"),
         ({"prompts": [{"name": "p"}]}, "pass one of file, dataset and texts, got none"),
