@@ -61,7 +61,7 @@ class Observer:
             check_pattern(model, self.plan.hooks["pattern"])
         self.position = position
         self._model, self._interventions = model, interventions
-        self._statics = Statics(model, self.plan.statics)
+        self._statics = Statics(model, self.plan.statics, position)
         self._expected: dict[str, Any] = {}
         self._current: Pass | None = None
         self._incomplete: set[str] | None = None
@@ -139,7 +139,7 @@ class Observer:
         if self._error is not None:
             raise self._error
 
-    def _callback(self, tensor: Tensor, hook: Any = None, *, read: str, index: int) -> None:
+    def _callback(self, tensor: Any, hook: Any = None, *, read: str, index: int) -> None:
         if is_trying():
             return
         if self._current is None or (read, index) in self._current.fired:
@@ -149,7 +149,7 @@ class Observer:
         assert current is not None
         current.fired.add((read, index))
         tensor = tensor.detach()
-        if read == "pattern" and tensor.shape[-1] != tensor.shape[-2]:
+        if read in ("pattern", "attention") and tensor.shape[-1] != tensor.shape[-2]:
             current.problem = "decoding"
         if current.problem is None:
             if read == "value" and tensor.shape[2] != self._model.cfg.n_heads:

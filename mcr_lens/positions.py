@@ -158,7 +158,7 @@ class Picker:
         assert isinstance(self._positions, tuple)
         return self._positions
 
-    def _see_pattern(self, pattern: Tensor, hook: Any = None) -> None:
+    def _see_pattern(self, pattern: Any, hook: Any = None) -> None:
         """How many positions came before this pass.
 
         The cache of a sliding layer holds its window only, so what was seen since the last whole prompt

@@ -60,10 +60,13 @@ class Probe:
             return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
         return ""
 
-    def _receive(self, tensor: Tensor, hook: Any = None, *, read: str, index: int) -> None:
+    def _receive(self, tensor: Any, hook: Any = None, *, read: str, index: int) -> None:
         self.shapes.setdefault(read, tuple(tensor.shape))
         if read == "resid":
             self.dtype = tensor.dtype
+        if read == "attention":  # of a model as it is served: for a few tokens, the pattern may be built
+            read, tensor = "pattern", tensor.pattern()
+            self.last["attention", index] = tensor[0, :, -1]
         if tensor.ndim != len(READS[read].dims.split()):
             return
         tensor = tensor.detach()[0]

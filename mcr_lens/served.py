@@ -17,7 +17,7 @@ from mcr_lens.hookpoints import READS, HookedModel
 from mcr_lens.provenance import LOADED
 from mcr_lens.served_attention import implementation, reading
 from mcr_lens.served_hooks import LayerReader, ServedPoint, install, through, watch_ids
-from mcr_lens.served_parts import Block, Limits, Parts, find_parts, language_config, logits_of, run
+from mcr_lens.served_parts import Block, Parts, find_parts, language_config, logits_of, run
 from mcr_lens.visibility import Visibility, attention_chunk, attention_window
 
 LACKS = {
@@ -52,6 +52,7 @@ class AttentionWeights:
 
     block: Block
     n_heads: int
+    usable: bool  # in every layer
 
     @property
     def W_O(self) -> Tensor:
@@ -61,7 +62,7 @@ class AttentionWeights:
             AttributeError: packed, offloaded or missing weights.
         """
         weight = getattr(self.block.projection, "weight", None)
-        if not self.block.weight or not isinstance(weight, Tensor):
+        if not self.usable or not isinstance(weight, Tensor) or weight.is_meta:
             raise AttributeError("W_O")
         matrix = weight.T if self.block.weight == "out in" else weight
         return matrix.reshape(self.n_heads, -1, matrix.shape[-1])
@@ -94,16 +95,20 @@ class ServedModel:
             )
         self.original_model: Any = getattr(model, "_orig_mod", model)
         self.tokenizer = tokenizer
+        self.cfg: Any = None  # not known before the trial
+        self._points: dict[str, ServedPoint] = {}
         device = _input_device(self.original_model)
         with _evaluating(self.original_model):
-            self._parts: Parts = find_parts(self.original_model, device, _limits(self.original_model))
+            self._parts: Parts = find_parts(self.original_model, device, self._limits)
         self.cfg = _describe(self.original_model, self._parts, device)
         self.lacks: Mapping[str, str] = {**LACKS, **self._parts.lacks}
         names = ["embed.hook_in", "blocks.0.hook_resid_pre"]
         for read in READS.keys() - self.lacks.keys():
             names += [READS[read].template.format(layer=layer) for layer in range(self.cfg.n_layers)]
         self._points = {name: ServedPoint(name) for name in names}
-        self.blocks = [BlockWeights(AttentionWeights(b, self.cfg.n_heads)) for b in self._parts.blocks]
+        found = self._parts.blocks
+        usable = all(block.weight for block in found)
+        self.blocks = [BlockWeights(AttentionWeights(b, self.cfg.n_heads, usable)) for b in found]
         LOADED[self] = {
             "model": f"{self.cfg.model_name} (in memory)",
             "revision": str(getattr(self.original_model.config, "_commit_hash", None) or "unknown"),
@@ -200,14 +205,18 @@ class ServedModel:
             f"{implementation(self.original_model)} attention)"
         )
 
+    def _limits(self, layer: int) -> tuple[int | None, int | None]:
+        """The window and the chunk of a layer, as the configuration says."""
+        return attention_window(self, layer), attention_chunk(self, layer)
+
     def _readers(self, called: Mapping[str, Callable[..., Any]]) -> dict[nn.Module, LayerReader]:
         """Who reads the attention of which module."""
-        limits, readers = _limits(self.original_model), {}
+        readers = {}
         for layer, block in enumerate(self._parts.blocks):
             names = {kind: f"blocks.{layer}.attn.hook_{kind}" for kind in ("v", "attention", "z")}
             chosen = {kind: called[name] for kind, name in names.items() if name in called}
             if chosen:
-                visibility = Visibility(1, self._parts.causal, *limits(layer))
+                visibility = Visibility(1, self._parts.causal, *self._limits(layer))
                 title = f"{self.cfg.model_name}, layer {layer}"
                 readers[block.attention] = LayerReader(title, visibility, chosen)
         return readers
@@ -251,19 +260,6 @@ def hooked(model: Any, tokenizer: Any = None) -> Any:
             "the tokenizer to load_model or serve"
         )
     return model
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """As much of a model as its attention windows are read from."""
-
-    original_model: Any
-    cfg: Any = None
-
-
-def _limits(model: Any) -> Limits:
-    about: Any = _Asked(model)
-    return lambda layer: (attention_window(about, layer), attention_chunk(about, layer))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mcr_lens.attention_summary import summarize
@@ -108,6 +108,41 @@ class Attention:
             position=position,
         )
 
+    def pattern(
+        self, visible: Bool[Tensor, "query key"] | None = None
+    ) -> Float[Tensor, "batch head query key"]:
+        """The pattern itself, by the book and in float64: for a look at a few tokens.
+
+        Args:
+            visible: the keys that each query sees; by default as the model's own mask says, if it made one.
+
+        Source: this library.
+        """
+        query, key = (tensor.detach().cpu().double() for tensor in (self.query, self.key))
+        scores = self._scores(query, key.repeat_interleave(query.shape[1] // key.shape[1], 1))
+        hidden = self._hidden() if visible is None else ~visible
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.detach().cpu().double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+
+    def largest_score(self) -> float:
+        """The largest magnitude of a score, seen or not: for a look at a few tokens."""
+        query, key = (tensor.detach().cpu().double() for tensor in (self.query, self.key))
+        return float(
+            self._scores(query, key.repeat_interleave(query.shape[1] // key.shape[1], 1)).abs().max()
+        )
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        scores = query @ key.mT * self.scale
+        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap else scores
+
+    def _hidden(self) -> Tensor:
+        if self.mask is not None and self.mask.ndim == 4:
+            return _hidden_by(self.mask).cpu()
+        return ~(self.visibility or Visibility(self.shape[-1])).mask()
+
     def _check_mask(self, seen: Visibility) -> None:
         """Three queries of the mask, the first, the middle and the last, once for each layer and length."""
         about = (self.name, seen.length, None if self.mask is None else self.mask.shape)
@@ -116,7 +151,7 @@ class Attention:
         some = (0, seen.length // 2, seen.length - 1)
         wanted = torch.stack([_visible_row(seen, query, self.mask.device) for query in some])
         rows = self.mask[0, :, list(some), : seen.length]
-        hidden = ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
+        hidden = _hidden_by(rows)
         added = rows.new_zeros(()) if rows.dtype == torch.bool else rows.masked_fill(hidden, 0)
         if bool((hidden == wanted).any()) or bool(added.any()):
             raise PatternNotComputedError(
@@ -135,22 +170,9 @@ def _visible_row(seen: Visibility, query: int, device: torch.device) -> Bool[Ten
     return row & (key // seen.chunk == query // seen.chunk) if seen.chunk else row
 
 
-def by_the_book(seen: Attention, value: Tensor, visible: Bool[Tensor, "query key"]) -> tuple[Tensor, float]:
-    """Head outputs [batch, pos, head, d_value] in float64, and the largest score: for a short trial."""
-    groups = seen.query.shape[1] // seen.key.shape[1]
-    query = seen.query.detach().cpu().double()
-    key = seen.key.detach().cpu().double().repeat_interleave(groups, 1)
-    scores = query @ key.mT * seen.scale
-    if seen.softcap:
-        scores = seen.softcap * torch.tanh(scores / seen.softcap)
-    largest = float(scores.masked_fill(~visible, 0).abs().max())
-    scores = scores.masked_fill(~visible, -torch.inf)
-    if seen.sinks is not None:
-        sinks = seen.sinks.detach().cpu().double().view(1, -1, 1, 1)
-        scores = torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], -1)
-    pattern = scores.softmax(-1)[..., : key.shape[2]]
-    values = value.detach().cpu().double().repeat_interleave(seen.query.shape[1] // value.shape[1], 1)
-    return (pattern @ values).transpose(1, 2), largest
+def _hidden_by(mask: Tensor) -> Tensor:
+    """What a mask hides, whether it says so or is added to the scores."""
+    return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mcr_lens.served_attention import (
     Attention,
     CannotServeError,
-    by_the_book,
     implementation,
     reading,
     uncompiled,
@@ -146,9 +145,25 @@ def _tokens(model: Any, device: torch.device) -> Tensor:
     return torch.randint(low, min(vocabulary, low + 1000), (1, length), generator=g).to(device)
 
 
+def _try(model: Any, tokens: Tensor) -> Any:
+    """The first pass: does the model run on token ids alone?"""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise CannotServeError(
+            f"{name} is an encoder with a decoder, and layers are counted in one stack only"
+        )
+    try:
+        return run(model, tokens)
+    except Exception as error:  # whatever it is, it is what the user would meet in a forward pass
+        why = str(error).strip().split("\n")[0]
+        raise CannotServeError(
+            f"{name} does not run on token ids alone ({why[:200]}); {ELSEWHERE}"
+        ) from error
+
+
 def _watch(model: nn.Module, tokens: Tensor) -> list[_Call]:
     """Every call for attention in one pass, which computes what it does when nobody looks."""
-    plain = logits_of(run(model, tokens))
+    plain = logits_of(_try(model, tokens))
     calls = {module: _Call(module) for module in model.modules()}
     with reading(model, calls):
         watched = logits_of(run(model, tokens))
@@ -208,14 +223,19 @@ def _known(call: _Call, causal: bool, window: int | None, chunk: int | None) -> 
     if not torch.is_tensor(output) or call.seen.shape[-1] != call.seen.shape[-2]:
         return False
     visible = Visibility(call.seen.shape[-1], causal, window, chunk).mask()
-    wanted, largest = by_the_book(call.seen, call.value, visible)
+    value = call.value.detach().cpu().double()
+    pattern = call.seen.pattern(visible)
+    if pattern.shape[1] % value.shape[1]:
+        return False
+    wanted = (pattern @ value.repeat_interleave(pattern.shape[1] // value.shape[1], 1)).transpose(1, 2)
     if output.shape != wanted.shape:
         return False
+    largest = call.seen.largest_score()
     # Rounding a score of 200 to eight bits moves it by a half, and its weight by as much.
     close = min(0.25, max(1e-5, 8 * torch.finfo(output.dtype).eps * (1 + largest)))
     error = (output.detach().cpu().double() - wanted).norm(dim=-1)
     # A share of the largest values that were mixed: head outputs can cancel.
-    return bool((error <= close * call.value.detach().float().norm(dim=-1).max().item()).all())
+    return bool((error <= close * value.norm(dim=-1).max()).all())
 
 
 def _look_inside(
