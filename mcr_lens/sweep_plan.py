@@ -115,6 +115,8 @@ def read_plan(
     prompts = tuple(_prompts(t, base, engine) for t in top.tables("prompts", PROMPT_KEYS))
     _refuse_twins(where, "models", [m.title for m in models], "give one of them a label of its own")
     _refuse_twins(where, "prompts", [p.name for p in prompts], "give one of them another name")
+    names = [f"{m.title}/{p.name}" for m in models for p in prompts]
+    _refuse_twins(where, "results", names, "give a model or its prompts another name")
     return Plan(
         out=base / Path(top.needed("out")).expanduser(),
         models=models,
@@ -289,6 +291,10 @@ def _source(table: _Table, kind: str, base: Path) -> Source:
     if kind == "file":
         file = table.needed("file")
         if file == BUNDLED:
+            if (base / BUNDLED).is_file():
+                raise table.wrong(
+                    "file", f"it names the bundled prompts; for {base / BUNDLED} write ./{BUNDLED}"
+                )
             return FilePrompts(str(files("mcr_lens").joinpath("demo/prompts.txt")))
         path = base / Path(file).expanduser()
         if not path.is_file():

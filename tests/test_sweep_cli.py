@@ -97,6 +97,16 @@ def test_no_plan(tmp_path):
 
 
 @pytest.mark.demo
+def test_the_example(tmp_path):
+    """The plan that comes with the package runs as it is."""
+    example = Path(__file__).parents[1] / "examples" / "sweep_plan.toml"
+    out, _ = run("sweep", example, "--out", tmp_path)
+    assert "demo/bundled" in out and "done" in out
+    ds = mcr_lens.load(tmp_path / "results" / "demo" / "bundled.nc")
+    assert dict(ds.sizes)["prompt"] == 16 and mcr_lens.change(ds, "bos_norm", "cut").any()
+
+
+@pytest.mark.demo
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_ctrl_c(tmp_path):
     """Stopped by hand: exit code 130, one line, and the same command goes on from there."""

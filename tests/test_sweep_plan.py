@@ -153,6 +153,10 @@ PROMPT = {"name": "p", "texts": ["one"]}
         ({"prompts": [PROMPT | {"field": "x"}]}, "field='x': it has no meaning for texts"),
         ({"prompts": [PROMPT | {"limit": 0}]}, "limit=0: pass a whole number from 1 on"),
         ({"prompts": [PROMPT, PROMPT]}, "two of the prompts are called 'p'; give one of them another name"),
+        (
+            {"models": ["a", {"name": "a/b"}], "prompts": [PROMPT | {"name": "b/c"}, PROMPT | {"name": "c"}]},
+            "two of the results are called 'a/b/c'; give a model or its prompts another name",
+        ),
         ({"prompts": [PROMPT | {"texts": []}]}, "texts is empty; pass a list of texts, or a function"),
         ({"prompts": [PROMPT | {"texts": "one"}]}, "texts is a str; pass a list"),
         (
@@ -260,6 +264,18 @@ def test_bad_files(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as seen:
         read_plan(file)
     assert "\n" not in str(seen.value)
+
+
+def test_the_bundled_prompts_and_a_file_of_their_name(tmp_path):
+    """One of the two is meant, and the plan must say which."""
+    (tmp_path / "demo").write_text("mine\n")
+    file = tmp_path / "plan.toml"
+    text = 'out = "o"\nmodels = ["demo"]\n[[prompts]]\nname = "p"\nfile = "demo"\n'
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"it names the bundled prompts; for .*demo write \./demo"):
+        read_plan(file)
+    file.write_text(text.replace('file = "demo"', 'file = "./demo"'))
+    assert list(read_plan(file).prompts[0].source) == ["mine"]
 
 
 def test_what_is_not_there(tmp_path):
