@@ -1,11 +1,11 @@
 """How is an intervention read from a table, as `Intervention.describe` writes it and a plan file holds it?"""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcr_lens.ablations import clamp_norm, inject, random_direction, scale, zero_ablation
 from mcr_lens.interventions import Intervention
+from mcr_lens.plan_tables import nearest
 from mcr_lens.positions import at_tokens
 
 KINDS: dict[str, tuple[Callable[..., Intervention], dict[str, str]]] = {
@@ -68,15 +68,6 @@ def read_intervention(table: Any) -> Intervention:
         return make(table["site"], layers=table["layers"], heads=table.get("heads"), **settings)
     except TypeError as error:
         raise ValueError(f"{kind} cannot be read ({error}); write a table such as {example}") from None
-
-
-def nearest(given: Any, known: Any) -> str:
-    """The words "did you mean …? ", or none.
-
-    Source: this library.
-    """
-    near = difflib.get_close_matches(str(given), [str(k) for k in known], n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _positions(given: Any) -> Any:

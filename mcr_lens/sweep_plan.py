@@ -1,16 +1,16 @@
 """What is to be measured in a sweep? A TOML file or a mapping, read into values that cannot change."""
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from mcr_lens.intervention_tables import nearest, read_intervention
+from mcr_lens.intervention_tables import read_intervention
 from mcr_lens.interventions import Intervention
 from mcr_lens.metrics._registry import select
+from mcr_lens.plan_tables import Table, kind_of, read_toml
 from mcr_lens.prompt_files import FIELD
 from mcr_lens.prompt_sources import DatasetPrompts, FilePrompts, Source, TextPrompts
 
@@ -101,12 +101,12 @@ def read_plan(
         where, base, given = "plan", Path.cwd(), dict(plan)
     elif isinstance(plan, str | os.PathLike):
         where, base = str(plan), Path(plan).absolute().parent
-        given = _toml(Path(plan))
+        given = read_toml(Path(plan))
     else:
         raise TypeError(f"a plan is the path of a TOML file or a mapping, got {type(plan).__name__}")
     if "out" in changes:
-        changes["out"] = str(Path(_Table("sweep", changes, KEYS).text("out") or "").absolute())
-    top = _Table(where, given | changes, KEYS)
+        changes["out"] = str(Path(Table("sweep", changes, KEYS).text("out") or "").absolute())
+    top = Table(where, given | changes, KEYS)
     engine = top.one_of("engine", ("local", "ray"), "local")
     for key in ("workers", "gpus_per_worker", "address"):
         if engine == "local" and top.has(key):
@@ -137,100 +137,7 @@ def read_plan(
     )
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; name a plan file such as sweep.toml")
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
-
-
-class _Table:
-    """A table of the plan: reads its values, and says in one sentence what is wrong with them."""
-
-    def __init__(self, where: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
-        self.where, self.given = where, given
-        for key in given:
-            if key not in keys:
-                raise ValueError(
-                    f"{where}: unknown key {key!r}; {nearest(key, keys)}its keys are {', '.join(keys)}"
-                )
-
-    def has(self, key: str) -> bool:
-        return self.given.get(key) is not None
-
-    def wrong(self, key: str, advice: str) -> ValueError:
-        return ValueError(f"{self.where}: {key}={self.given.get(key)!r}: {advice}")
-
-    def text(self, key: str) -> str | None:
-        value = self.given.get(key)
-        if value is None:
-            return None
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if not isinstance(value, str) or not value.strip():
-            raise self.wrong(key, "pass a text")
-        return value
-
-    def needed(self, key: str) -> str:
-        found = self.text(key)
-        if found is None:
-            raise ValueError(f'{self.where}: {key} is missing; write {key} = "..."')
-        return found
-
-    def number(self, key: str, *, least: int = 1, or_word: str | None = None) -> Any:
-        value = self.given.get(key)
-        if value is None or (or_word is not None and value == or_word):
-            return value
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            other = f', or "{or_word}"' if or_word else ""
-            raise self.wrong(key, f"pass a whole number from {least} on{other}")
-        return value
-
-    def real(self, key: str) -> float | None:
-        value = self.given.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-            raise self.wrong(key, "pass a number from 0 on")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.given.get(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "pass true or false")
-        return value
-
-    def one_of(self, key: str, allowed: Sequence[str], default: str) -> Any:
-        value = self.given.get(key, default)
-        if value not in allowed:
-            raise self.wrong(key, f"{nearest(value, allowed)}pass one of {', '.join(allowed)}")
-        return value
-
-    def tables(self, key: str, keys: Sequence[str]) -> list["_Table"]:
-        value = self.given.get(key)
-        if value is None or isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
-            what = "is missing" if value is None else f"is {_kind(value)}"
-            raise ValueError(f"{self.where}: {key} {what}; write one or more tables [[{key}]]")
-        rows: list[Any] = [
-            {"name": row} if isinstance(row, str) and key == "models" else row for row in value
-        ]
-        for number, row in enumerate(rows):
-            if not isinstance(row, Mapping):
-                raise ValueError(
-                    f"{self.where}: {key}[{number}] is {_kind(row)}; write one or more tables [[{key}]]"
-                )
-        return [_Table(f"{self.where}: {key}[{number}]", row, keys) for number, row in enumerate(rows)]
-
-
-def _kind(value: Any) -> str:
-    return "empty" if isinstance(value, Sequence) and not value else f"a {type(value).__name__}"
-
-
-def _models(table: _Table, base: Path, engine: str) -> list[ModelPlan]:
+def _models(table: Table, base: Path, engine: str) -> list[ModelPlan]:
     name, model = table.needed("name"), table.given.get("model")
     if model is not None and engine != "local":
         raise ValueError(
@@ -275,7 +182,7 @@ def _models(table: _Table, base: Path, engine: str) -> list[ModelPlan]:
     ]
 
 
-def _prompts(table: _Table, base: Path, engine: str) -> PromptPlan:
+def _prompts(table: Table, base: Path, engine: str) -> PromptPlan:
     name = table.needed("name")
     chosen = [key for key in ("file", "dataset", "texts") if table.has(key)]
     if len(chosen) != 1:
@@ -287,7 +194,7 @@ def _prompts(table: _Table, base: Path, engine: str) -> PromptPlan:
     return PromptPlan(name, _source(table, chosen[0], base), table.number("limit"))
 
 
-def _source(table: _Table, kind: str, base: Path) -> Source:
+def _source(table: Table, kind: str, base: Path) -> Source:
     if kind == "file":
         file = table.needed("file")
         if file == BUNDLED:
@@ -313,7 +220,7 @@ def _source(table: _Table, kind: str, base: Path) -> Source:
         return TextPrompts(make)
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
         advice = "pass a list of texts, or a function that makes them anew for each reading"
-        raise ValueError(f"{table.where}: texts is {_kind(texts)}; {advice}")
+        raise ValueError(f"{table.where}: texts is {kind_of(texts)}; {advice}")
     source = TextPrompts(tuple(texts))
     try:
         list(source)
@@ -322,13 +229,13 @@ def _source(table: _Table, kind: str, base: Path) -> Source:
     return source
 
 
-def _conditions(top: _Table) -> dict[str, tuple[Intervention, ...]]:
+def _conditions(top: Table) -> dict[str, tuple[Intervention, ...]]:
     """Conditions by name; none at all where there is only the model as it is."""
     given = top.given.get("conditions")
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not given:
-        what = "empty" if isinstance(given, Mapping) else _kind(given)
+        what = "empty" if isinstance(given, Mapping) else kind_of(given)
         raise ValueError(f"{top.where}: conditions is {what}; write a table [conditions] from names to lists")
     found: dict[str, tuple[Intervention, ...]] = {}
     for name, edits in given.items():
@@ -338,7 +245,7 @@ def _conditions(top: _Table) -> dict[str, tuple[Intervention, ...]]:
         made = [edits] if isinstance(edits, Mapping | Intervention) else edits
         if isinstance(made, str) or not isinstance(made, Sequence):
             raise ValueError(
-                f"{where} is {_kind(edits)}; write a list of interventions, or [] for the model as it is"
+                f"{where} is {kind_of(edits)}; write a list of interventions, or [] for the model as it is"
             )
         try:
             found[name] = tuple(e if isinstance(e, Intervention) else read_intervention(e) for e in made)
@@ -347,7 +254,7 @@ def _conditions(top: _Table) -> dict[str, tuple[Intervention, ...]]:
     return {} if len(found) == 1 and not any(found.values()) else found
 
 
-def _metrics(top: _Table, engine: str) -> tuple[str, ...]:
+def _metrics(top: Table, engine: str) -> tuple[str, ...]:
     """Names of metrics; None stands for the default ones."""
     given = top.given.get("metrics")
     names = [given] if isinstance(given, str) else given
@@ -367,7 +274,7 @@ def _metrics(top: _Table, engine: str) -> tuple[str, ...]:
     return tuple(m.name for m in chosen)
 
 
-def _bos(top: _Table) -> Any:
+def _bos(top: Table) -> Any:
     value = top.given.get("prepend_bos", "auto")
     if not isinstance(value, bool) and value != "auto":
         raise top.wrong("prepend_bos", 'pass "auto", true or false')

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from mcr_lens.conditions import condition, condition_names, join_conditions
-from mcr_lens.intervention_tables import nearest
 from mcr_lens.measurement import PromptWarning
+from mcr_lens.plan_tables import nearest
 from mcr_lens.prompt_sources import in_chunks, texts_digest
 from mcr_lens.results import merge
 from mcr_lens.running_moments import merge_stream
