@@ -23,6 +23,12 @@ ELEMENTS_ON_GPU = 2**26
 ROWS = 64
 """Queries of a head in a block at the least, where several heads would share it."""
 
+MODERATE = 64.0
+"""Logarithms of row sums up to this size are known to 1e-5, and so are entropies that they are taken from."""
+
+AGREE = 1e-4
+"""Share by which attention to oneself may differ between a row's own sum and the one that was handed over."""
+
 HIDDEN = -1e30
 """The score of a key that a query does not see: finite, because 0 · ∞ is not 0."""
 
@@ -102,6 +108,7 @@ def summarize(
     softcap: float | None = None,
     sink_logits: Float[Tensor, "head"] | None = None,
     position: int = 0,
+    row_lse: Float[Tensor, "batch head t"] | None = None,
 ) -> PatternSummary:
     """Column sums, row entropies, both diagonals and one column of softmax(scale · Q Kᵀ), to rounding.
 
@@ -119,6 +126,8 @@ def summarize(
         softcap: c, where scores are capped.
         sink_logits: one logit for every query head.
         position: the key whose column is kept.
+        row_lse: logarithm of the sum of every row's exponentials, if somebody has it (fast attention does):
+            saves three passes. One that is not that of these scores is found out and left aside.
 
     Raises:
         ValueError: shapes that do not fit, a position that is no key, or a window, chunk or cap below 1 or 0.
@@ -130,6 +139,36 @@ def summarize(
     (tensor([[[1.5000, 0.5000]]]), tensor([[[0.0000, 0.6931]]]))
     """
     _check(query, key, window, chunk, softcap, sink_logits, position)
+    if row_lse is not None and (softcap or sink_logits is not None or not _usable(row_lse, query)):
+        row_lse = None
+    found, right = _sum_up(
+        query,
+        key,
+        scale,
+        _Seen(query.shape[2], causal, window, chunk),
+        softcap,
+        sink_logits,
+        position,
+        row_lse,
+    )
+    if not right:
+        return summarize(
+            query, key, scale=scale, causal=causal, window=window, chunk=chunk, position=position
+        )
+    return found
+
+
+def _sum_up(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    seen: _Seen,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+    position: int,
+    row_lse: Tensor | None,
+) -> tuple[PatternSummary, bool]:
+    """The summary, and whether the row sums that were handed over are those of the scores."""
     batch, heads, length, width = query.shape
     group = heads // key.shape[1]
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -137,6 +176,9 @@ def summarize(
     # One row of `units` is one key-value head of one prompt, with the query heads that share it.
     queries = (query.to(exact) * factor).reshape(-1, group, length, width)
     keys = key.to(exact).reshape(-1, length, width)
+    if row_lse is not None:  # s − lse from the multiplication itself
+        queries = torch.cat([queries, -row_lse.reshape(-1, group, length, 1)], -1)
+        keys = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
     sinks = None
     if sink_logits is not None:
         sinks = sink_logits.detach().to(queries).reshape(-1, group, 1).repeat(batch, 1, 1)
@@ -144,7 +186,7 @@ def summarize(
     columns, entropy = queries.new_zeros(shape), queries.new_empty(shape)
     diagonal, column = queries.new_empty(shape), queries.new_zeros(shape)
     previous = queries.new_zeros(*shape[:2], max(0, length - 1))
-    seen = _Seen(length, causal, window, chunk)
+    own = queries.new_empty(shape) if row_lse is not None else None  # ln A_ii, by those row sums
     buffers, units = _Buffers(queries), _units(queries, group, seen)
     for start in range(0, queries.shape[0], units):
         some = slice(start, start + units)
@@ -154,17 +196,22 @@ def summarize(
             low, high = seen.keys_of(first, stop)
             scores, pattern = buffers.views((queries[some].shape[0], group, stop - first, high - low))
             flat = (scores.shape[0], -1, high - low)
-            block = queries[some, :, first:stop].reshape(scores.shape[0], -1, width)
+            block = queries[some, :, first:stop].reshape(scores.shape[0], -1, queries.shape[-1])
             torch.bmm(block, keys[some, low:high].mT, out=scores.view(flat))
             if softcap:
                 scores.tanh_().mul_(softcap)
             seen.hide(scores, first, low)
-            largest = scores.amax(-1, keepdim=True)
-            # Taken off before anything is summed: entropy must not be a difference of large numbers.
-            scores.sub_(largest)
-            torch.softmax(scores, -1, out=pattern)
-            rest = 0 - pattern.amax(-1).log_()  # ln Σ exp(s − max)
-            if sinks is not None:
+            if own is not None:
+                own[some, :, first:stop] = scores.diagonal(first - low, -2, -1)
+                torch.softmax(scores, -1, out=pattern)
+                rest, largest = scores.new_zeros(scores.shape[:3]), None
+            else:
+                largest = scores.amax(-1, keepdim=True)
+                # Taken off before anything is summed: entropy must not be a difference of large numbers.
+                scores.sub_(largest)
+                torch.softmax(scores, -1, out=pattern)
+                rest = 0 - pattern.amax(-1).log_()  # ln Σ exp(s − max)
+            if sinks is not None and largest is not None:
                 kept = -torch.nn.functional.softplus(sinks[some] - largest[..., 0] - rest)
                 pattern.mul_(kept.exp()[..., None])
                 rest = (rest - kept) * kept.exp()
@@ -178,7 +225,14 @@ def summarize(
             entropy[some, :, first:stop] = rest.clamp_min_(0)
             first = stop
     found = (columns, entropy, diagonal, previous, column)
-    return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
+    right = own is None or bool(((own.exp() - diagonal).abs() <= AGREE * diagonal + 1e-30).all())
+    return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found)), right
+
+
+def _usable(row_lse: Tensor, query: Tensor) -> bool:
+    """Whether row sums from elsewhere keep entropies exact: in float32, on a CPU, of moderate scores."""
+    same = row_lse.shape == query.shape[:3] and row_lse.dtype == query.dtype == torch.float32
+    return same and row_lse.device.type == "cpu" and bool((row_lse.abs() <= MODERATE).all())
 
 
 def _check(

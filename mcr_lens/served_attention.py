@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcr_lens.attention_summary import summarize
 from mcr_lens.hookpoints import PatternNotComputedError
@@ -54,6 +55,7 @@ class Attention:
     visibility: Visibility | None = None
     name: str = "attention"
     checked: set[Any] = field(default_factory=set)  # masks that were looked at, by layer and span
+    row_lse: Tensor | None = None  # [batch, head, query], where the fast attention says it
 
     @property
     def shape(self) -> torch.Size:
@@ -72,7 +74,7 @@ class Attention:
     def cut(self, group: Group) -> "Attention":
         """The real tokens of these rows."""
         real = slice(group.start, group.start + group.length)
-        mask = self.mask
+        mask, lse = self.mask, self.row_lse
         if mask is not None and mask.ndim == 4:
             row = group.rows[0] if mask.shape[0] > 1 else 0
             mask = mask[row : row + 1, :, real, real]
@@ -81,6 +83,7 @@ class Attention:
             query=group.cut(self.query.transpose(1, 2)).transpose(1, 2),
             key=group.cut(self.key.transpose(1, 2)).transpose(1, 2),
             mask=mask,
+            row_lse=None if lse is None else group.cut(lse.transpose(1, 2)).transpose(1, 2),
             visibility=None if self.visibility is None else replace(self.visibility, length=group.length),
             name=f"{self.name} from token {group.start}",
         )
@@ -106,6 +109,7 @@ class Attention:
             softcap=self.softcap,
             sink_logits=self.sinks,
             position=position,
+            row_lse=self.row_lse,
         )
 
     def pattern(
@@ -262,9 +266,10 @@ def _attend(
     readers: Sequence[Reader] = tuple(_READERS.get(id(module), ()))
     for reader in readers:
         value = reader.values(value)
-    output = function(module, query, key, value, attention_mask, *args, **kwargs)
     if not readers:
-        return output
+        return function(module, query, key, value, attention_mask, *args, **kwargs)
+    with _RowSums() as sums:
+        output = function(module, query, key, value, attention_mask, *args, **kwargs)
     scale = kwargs.get("scaling")
     if scale is None:
         scale = getattr(module, "scaling", None)
@@ -276,10 +281,25 @@ def _attend(
         softcap=kwargs.get("softcap"),
         sinks=getattr(module, "sinks", None) if sinks is None else sinks,
         mask=attention_mask if torch.is_tensor(attention_mask) else None,
+        row_lse=sums.seen,
     )
     for reader in readers:
         output = reader.attention(seen, output)
     return output
+
+
+class _RowSums(TorchDispatchMode):
+    """Keeps the row sums that torch's fast attention on a CPU returns to `scaled_dot_product_attention`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if "_scaled_dot_product_flash_attention_for_cpu.default" in str(func):
+            self.seen = made[1].detach()
+        return made
 
 
 def own_function(own: str, module: torch.nn.Module) -> Callable[..., Any]:

@@ -41,6 +41,7 @@ def random_inputs(seed, batch, heads, kv, length, width, dtype=torch.float32, si
 
 def assert_same(query, key, within, **options):
     found = summarize(query, key, **options)
+    options.pop("row_lse", None)
     defaults = {"causal": True, "window": None, "chunk": None, "softcap": None, "sink_logits": None}
     wanted = from_pattern(query, key, **{**defaults, "position": 0, **options})
     for name, tensor in wanted.items():
@@ -116,6 +117,39 @@ def test_a_sink_logit_that_takes_everything_leaves_nothing():
     assert all(bool(tensor.isfinite().all()) for tensor in found)
     assert float(found.column_sums[:, 0].sum()) == 0 and float(found.row_entropy[:, 0].sum()) == 0
     assert float(found.column_sums[:, 1].sum()) == pytest.approx(20, abs=1e-4)
+
+
+def logsumexp(query, key, scale, window=None):
+    scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * scale
+    return scores.masked_fill(~visible_mask(query.shape[2], window=window), -torch.inf).logsumexp(-1)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_row_sums_that_are_known_already_change_nothing(window, monkeypatch):
+    """The same numbers with and without, in blocks of any size."""
+    query, key, _ = random_inputs(0, 2, 4, 2, 90, 8)
+    sums = logsumexp(query, key, 0.5, window)
+    for elements in (64, 2**20):
+        monkeypatch.setattr(attention_summary, "ELEMENTS", elements)
+        assert_same(query, key, 1e-5, scale=0.5, window=window, row_lse=sums)
+
+
+@pytest.mark.parametrize("wrong", ["other scores", "large", "half", "cap", "sinks"])
+def test_row_sums_that_do_not_belong_are_left_aside(wrong):
+    """Found out by the rows' own sums, or not fit to keep entropies exact."""
+    query, key, _ = random_inputs(0, 1, 4, 2, 50, 8, size=200.0 if wrong == "large" else 1.0)
+    sums, options = logsumexp(query, key, 0.5), {}
+    if wrong == "other scores":
+        sums[0, 2, 17] += 0.01
+    elif wrong == "half":
+        sums = sums.bfloat16()
+    elif wrong == "cap":
+        options = {"softcap": 2.0}
+    elif wrong == "sinks":
+        options = {"sink_logits": torch.zeros(4)}
+    found = summarize(query, key, scale=0.5, row_lse=sums, **options)
+    wanted = summarize(query, key, scale=0.5, **options)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_rows_sum_to_one_by_columns():
