@@ -20,14 +20,14 @@ ELEMENTS = 2**20
 ELEMENTS_ON_GPU = 2**26
 """The same on an accelerator, where starting a kernel costs more than memory."""
 
-ROWS = 64
+ROWS = 32
 """Queries of a head in a block at the least, where several heads would share it."""
 
 MODERATE = 64.0
 """Logarithms of row sums up to this size are known to 1e-5, and so are entropies that they are taken from."""
 
-AGREE = 1e-4
-"""Share by which attention to oneself may differ between a row's own sum and the one that was handed over."""
+TRIED, AGREE = 8, 1e-4
+"""How many rows are summed to find out whether row sums belong to these scores, and how well they must."""
 
 HIDDEN = -1e30
 """The score of a key that a query does not see: finite, because 0 · ∞ is not 0."""
@@ -53,6 +53,13 @@ class _Seen:
             high = min(high, -(-stop // self.chunk) * self.chunk)
         return low, high
 
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether these queries see these keys."""
+        seen = key <= query if self.causal else torch.ones_like(key <= query)
+        if self.window:
+            seen = seen & (key > query - self.window)
+        return seen & (key // self.chunk == query // self.chunk) if self.chunk else seen
+
     def hide(self, scores: Tensor, first: int, low: int) -> None:
         """Lower the scores of keys that a query does not see; first query and key of the block are given."""
         rows, width = scores.shape[-2:]
@@ -68,15 +75,8 @@ class _Seen:
         if shape not in self._last:
             query = torch.arange(first, first + rows, device=like.device)[:, None]
             key = torch.arange(low, low + width, device=like.device)
-            unseen = torch.zeros(rows, width, dtype=torch.bool, device=like.device)
-            if self.causal:
-                unseen |= key > query
-            if self.window:
-                unseen |= key <= query - self.window
-            if self.chunk:
-                unseen |= key // self.chunk != query // self.chunk
             self._last.clear()
-            self._last[shape] = torch.where(unseen, HIDDEN, 0.0).to(like.dtype)
+            self._last[shape] = torch.where(self.sees(query, key), 0.0, HIDDEN).to(like.dtype)
         return self._last[shape]
 
 
@@ -141,34 +141,6 @@ def summarize(
     _check(query, key, window, chunk, softcap, sink_logits, position)
     if row_lse is not None and (softcap or sink_logits is not None or not _usable(row_lse, query)):
         row_lse = None
-    found, right = _sum_up(
-        query,
-        key,
-        scale,
-        _Seen(query.shape[2], causal, window, chunk),
-        softcap,
-        sink_logits,
-        position,
-        row_lse,
-    )
-    if not right:
-        return summarize(
-            query, key, scale=scale, causal=causal, window=window, chunk=chunk, position=position
-        )
-    return found
-
-
-def _sum_up(
-    query: Tensor,
-    key: Tensor,
-    scale: float,
-    seen: _Seen,
-    softcap: float | None,
-    sink_logits: Tensor | None,
-    position: int,
-    row_lse: Tensor | None,
-) -> tuple[PatternSummary, bool]:
-    """The summary, and whether the row sums that were handed over are those of the scores."""
     batch, heads, length, width = query.shape
     group = heads // key.shape[1]
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -176,9 +148,11 @@ def _sum_up(
     # One row of `units` is one key-value head of one prompt, with the query heads that share it.
     queries = (query.to(exact) * factor).reshape(-1, group, length, width)
     keys = key.to(exact).reshape(-1, length, width)
-    if row_lse is not None:  # s − lse from the multiplication itself
-        queries = torch.cat([queries, -row_lse.reshape(-1, group, length, 1)], -1)
-        keys = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
+    seen = _Seen(length, causal, window, chunk)
+    if row_lse is not None:
+        found = _from_row_sums(queries, keys, row_lse.reshape(queries.shape[:3]), seen, position)
+        if found is not None:
+            return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
     sinks = None
     if sink_logits is not None:
         sinks = sink_logits.detach().to(queries).reshape(-1, group, 1).repeat(batch, 1, 1)
@@ -186,7 +160,6 @@ def _sum_up(
     columns, entropy = queries.new_zeros(shape), queries.new_empty(shape)
     diagonal, column = queries.new_empty(shape), queries.new_zeros(shape)
     previous = queries.new_zeros(*shape[:2], max(0, length - 1))
-    own = queries.new_empty(shape) if row_lse is not None else None  # ln A_ii, by those row sums
     buffers, units = _Buffers(queries), _units(queries, group, seen)
     for start in range(0, queries.shape[0], units):
         some = slice(start, start + units)
@@ -201,17 +174,12 @@ def _sum_up(
             if softcap:
                 scores.tanh_().mul_(softcap)
             seen.hide(scores, first, low)
-            if own is not None:
-                own[some, :, first:stop] = scores.diagonal(first - low, -2, -1)
-                torch.softmax(scores, -1, out=pattern)
-                rest, largest = scores.new_zeros(scores.shape[:3]), None
-            else:
-                largest = scores.amax(-1, keepdim=True)
-                # Taken off before anything is summed: entropy must not be a difference of large numbers.
-                scores.sub_(largest)
-                torch.softmax(scores, -1, out=pattern)
-                rest = 0 - pattern.amax(-1).log_()  # ln Σ exp(s − max)
-            if sinks is not None and largest is not None:
+            largest = scores.amax(-1, keepdim=True)
+            # Taken off before anything is summed: entropy must not be a difference of large numbers.
+            scores.sub_(largest)
+            torch.softmax(scores, -1, out=pattern)
+            rest = 0 - pattern.amax(-1).log_()  # ln Σ exp(s − max)
+            if sinks is not None:
                 kept = -torch.nn.functional.softplus(sinks[some] - largest[..., 0] - rest)
                 pattern.mul_(kept.exp()[..., None])
                 rest = (rest - kept) * kept.exp()
@@ -225,8 +193,48 @@ def _sum_up(
             entropy[some, :, first:stop] = rest.clamp_min_(0)
             first = stop
     found = (columns, entropy, diagonal, previous, column)
-    right = own is None or bool(((own.exp() - diagonal).abs() <= AGREE * diagonal + 1e-30).all())
-    return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found)), right
+    return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
+
+
+def _from_row_sums(
+    queries: Tensor, keys: Tensor, row_lse: Tensor, seen: _Seen, position: int
+) -> tuple[Tensor, ...] | None:
+    """The five tensors by [unit, head of it, t], from row sums that are known; None if those are others'.
+
+    The product gives ln A = s − lse itself, and a softmax of it sums to one whatever lse was rounded to.
+    """
+    at = torch.arange(seen.length)
+    logs = torch.cat([queries, -row_lse[..., None]], -1)
+    ones = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
+    tried = torch.linspace(0, seen.length - 1, min(TRIED, seen.length)).long()
+    totals = (logs[:, :, tried] @ ones[:, None].mT).masked_fill(~seen.sees(tried[:, None], at), -torch.inf)
+    if not bool((totals.logsumexp(-1).abs() <= AGREE).all()):
+        return None
+    columns, entropy = (
+        torch.zeros_like(row_lse),
+        torch.empty_like(row_lse, memory_format=torch.contiguous_format),
+    )
+    group, width = logs.shape[1], logs.shape[-1]
+    buffers, units = _Buffers(queries), _units(queries, group, seen)
+    for start in range(0, logs.shape[0], units):
+        some = slice(start, start + units)
+        count, first = logs[some].shape[0], 0
+        while first < seen.length:
+            stop = _stop(first, count * group, seen, queries)
+            low, high = seen.keys_of(first, stop)
+            scores, pattern = buffers.views((count, group, stop - first, high - low))
+            block = logs[some, :, first:stop].reshape(count, -1, width)
+            torch.bmm(block, ones[some, low:high].mT, out=scores.view(count, -1, high - low))
+            seen.hide(scores, first, low)
+            torch.softmax(scores, -1, out=pattern)
+            columns[some, :, low:high] += pattern.sum(2)
+            entropy[some, :, first:stop] = scores.mul_(pattern).sum(-1)
+            first = stop
+    shared = ones[:, None]
+    diagonal = (logs * shared).sum(-1).exp_()
+    previous = (logs[:, :, 1:] * shared[:, :, :-1]).sum(-1).exp_().mul_(seen.sees(at[1:], at[:-1]))
+    column = (logs * shared[:, :, position, None]).sum(-1).exp_().mul_(seen.sees(at, at[position]))
+    return columns, entropy.neg_().clamp_(min=0), diagonal, previous, column
 
 
 def _usable(row_lse: Tensor, query: Tensor) -> bool:

@@ -140,7 +140,7 @@ def test_row_sums_that_do_not_belong_are_left_aside(wrong):
     query, key, _ = random_inputs(0, 1, 4, 2, 50, 8, size=200.0 if wrong == "large" else 1.0)
     sums, options = logsumexp(query, key, 0.5), {}
     if wrong == "other scores":
-        sums[0, 2, 17] += 0.01
+        sums[0, 2] += 0.01
     elif wrong == "half":
         sums = sums.bfloat16()
     elif wrong == "cap":
