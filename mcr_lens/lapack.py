@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mcr_lens.workers import SCRATCH
+
 LOWER, PLAIN, TRANSPOSE = (ctypes.byref(ctypes.c_char(letter)) for letter in (b"L", b"N", b"T"))
 BLOCK = 64
 """Columns that the reduction handles together, at most: the size of its workspace."""
@@ -22,10 +24,14 @@ _NUMBER = {np.dtype(np.float32): ctypes.c_float, np.dtype(np.float64): ctypes.c_
 
 
 def gram(x: np.ndarray, *, of_columns: bool = False) -> np.ndarray:
-    """Lower triangle, in Fortran order, of X Xᵀ (of its columns: Xᵀ X) for X in C order; the rest is zero."""
+    """Lower triangle, in Fortran order, of X Xᵀ (of its columns: Xᵀ X) for X in C order; the rest is zero.
+
+    It lies in memory that the next call in this thread uses again.
+    """
     rows, columns = x.shape
     size, steps = (columns, rows) if of_columns else (rows, columns)
-    out = np.zeros((size, size), x.dtype, order="F")
+    out = SCRATCH.array("gram", (size, size), x.dtype).T
+    out.fill(0)
     number = _NUMBER[x.dtype]
     if steps:  # what is C order here is the transpose to Fortran
         _call("syrk", x.dtype)(
@@ -49,7 +55,7 @@ def tridiagonal(lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def eigenvalues(main: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """Eigenvalues of a symmetric tridiagonal matrix, the largest first; NaN where they do not converge."""
+    """Eigenvalues of a symmetric tridiagonal matrix, the largest first; NaN if they do not converge."""
     values, others, info = main.copy(), np.append(off, 0).astype(main.dtype), ctypes.c_int(0)
     if len(values):
         _call("sterf", main.dtype)(_int(len(values)), _at(values), _at(others), ctypes.byref(info))

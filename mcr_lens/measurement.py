@@ -46,7 +46,8 @@ def measure(
         prompts: strings, or token ids (taken as they are).
         metrics: names, groups ("spectral", "norms", "attention", "sinks", "theory", "loss"), functions, or a
             name → function map; None for all default metrics.
-        batch_size: how many prompts run together.
+        batch_size: how many prompts run together, at most: on a processor, large batches run in smaller parts
+            (see `prompts.LARGEST`).
         max_length: cut longer prompts to so many tokens; by default to the model's context, with a warning.
         prepend_bos: "auto" for the tokenizer's own BOS where it has one; without one, position 0 is the
             first token and the result says so. A BOS that is there already is never doubled.

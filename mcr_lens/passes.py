@@ -83,11 +83,19 @@ class Pass:
                 if clean_logits is not None:
                     site.receive("clean_logits", group.cut(clean_logits))
 
+    def _settle(self) -> None:
+        """Run what waited for work done elsewhere."""
+        alike: dict[tuple[str, int], list[Site]] = {}
+        for (axis, _, number), site in self._sites.items():
+            if site.waits:
+                alike.setdefault((axis, number), []).append(site)
+        for sites in alike.values():
+            Site.settle_together(sites)
+
     def values(self, name: str, axis: str, count: int) -> Tensor:
         """One variable for all prompts of the pass: [prompt, depth or layer, ...]."""
         stacked = []
-        for site in self._sites.values():
-            site.settle()
+        self._settle()
         for number, group in enumerate(self.groups):
             sites = [self._sites[axis, index, number] for index in range(count)]
             found: list[Any] = [site.results.get(name) for site in sites]

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from mcr_lens.hookpoints import (
     READS,
     Axis,
@@ -185,9 +187,41 @@ class Site:
         self._known[name] = value
         self._run(wait=False)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step waits for anything."""
+        return bool(self._waiting)
+
     def settle(self) -> None:
         """Run the steps that waited for what was computed elsewhere."""
         self._run(wait=True)
+
+    @staticmethod
+    def settle_together(sites: "Sequence[Site]") -> None:
+        """The same for sites that wait for the same, prompts of one length at several depths, in one go.
+
+        A metric gives one row per prompt, so the prompts of all depths may stand below each other.
+        """
+        first = sites[0]
+        if not all(site._waiting == first._waiting for site in sites):
+            for site in sites:
+                site.settle()
+            return
+        found = {
+            name: [site._known[name] for site in sites] for step in first._waiting for name in step.inputs
+            if name in first._known
+        }  # fmt: skip
+        known = {
+            name: _stacked([v.value() if isinstance(v, Later) else v for v in values])
+            for name, values in found.items()
+        }
+        whole = Site(first._waiting, known)
+        whole.settle()
+        for name, value in whole.results.items():
+            for site, part in zip(sites, value.chunk(len(sites)), strict=True):
+                site.results[name] = part
+        for site in sites:
+            site._waiting, site._known = [], {}
 
     def _run(self, *, wait: bool) -> None:
         still = []
@@ -229,6 +263,13 @@ class Later:
 
     def value(self) -> Any:
         return getattr(self.source.result(), self.field)
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Tensors, or records of them, of several sites, one behind the other along the prompts."""
+    if torch.is_tensor(values[0]):
+        return torch.cat(list(values))
+    return type(values[0])(*map(_stacked, zip(*values, strict=True)))
 
 
 def _call(step: Step, arguments: Sequence[Any]) -> Any:

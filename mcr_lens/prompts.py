@@ -77,7 +77,8 @@ def make_batches(
 ) -> list[list[int]]:
     """Group prompts of similar length, the longest first; bidirectional models get equal lengths only.
 
-    "auto" bounds a batch by tokens and, where patterns are built, by the size of one layer's.
+    On a processor no batch is so large that its widest tensor goes beyond `LARGEST` bytes: a batch of 8
+    prompts then runs as two of 4. "auto" bounds a batch by its tokens besides, and on a GPU by its patterns.
 
     Raises:
         ValueError: a batch size that is not a positive integer or "auto".
@@ -90,7 +91,8 @@ def make_batches(
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batches:
             longest = lengths[batches[-1][0]]
-            size = _auto(model, longest) if batch_size == "auto" else batch_size
+            wished = _auto(model, longest) if batch_size == "auto" else batch_size
+            size = _in_equal_parts(wished, _fitting(model, longest))
             if len(batches[-1]) < size and (is_causal(model) or longest == lengths[i]):
                 batches[-1].append(i)
                 continue
@@ -98,13 +100,40 @@ def make_batches(
     return batches
 
 
+LARGEST = 2**24
+"""Bytes of the widest tensor in a batch on a processor.
+
+For larger ones, C libraries fetch fresh memory from the system each time, and filling it in takes longer than
+the arithmetic: `make bench` shows it, by GPT-2's forward pass over prompts of 512 tokens.
+"""
+
+
 def _auto(model: HookedModel, length: int) -> int:
-    on_cpu = str(getattr(model.cfg, "device", "cpu") or "cpu").startswith("cpu")
-    tokens, pattern_bytes = (4096, 2**28) if on_cpu else (16384, 2**31)
+    if _on_cpu(model):
+        return max(1, 4096 // length)
     if hasattr(model, "lacks"):  # as it is served: no pattern is ever built
-        return max(1, tokens // length)
-    one_pattern = 4 * model.cfg.n_heads * length**2
-    return max(1, min(tokens // length, pattern_bytes // one_pattern))
+        return max(1, 16384 // length)
+    return max(1, min(16384 // length, 2**31 // (4 * model.cfg.n_heads * length**2)))
+
+
+def _fitting(model: HookedModel, length: int) -> int:
+    """How many prompts of this length a processor takes at a time, by the MLP's width and the pattern."""
+    if not _on_cpu(model):
+        return length * 2**20
+    width = getattr(model.cfg, "d_mlp", None) or 4 * model.cfg.d_model
+    fitting = LARGEST // (4 * width * length)
+    if not hasattr(model, "lacks"):
+        fitting = min(fitting, LARGEST // (2 * model.cfg.n_heads * length**2))
+    return max(1, fitting)
+
+
+def _in_equal_parts(size: int, most: int) -> int:
+    """The size of the parts of a batch, no two of which differ by more than one, none above `most`."""
+    return -(-size // -(-size // most))
+
+
+def _on_cpu(model: HookedModel) -> bool:
+    return str(getattr(model.cfg, "device", "cpu") or "cpu").startswith("cpu")
 
 
 def stack(prompts: Sequence[Prompt], filler: int) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -71,6 +72,7 @@ def _dtype(model: Any) -> str:
         return str(getattr(model.cfg, "dtype", "unknown")).removeprefix("torch.")
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

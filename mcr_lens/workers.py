@@ -1,48 +1,140 @@
 """How is small linear algebra done beside the forward pass, on all cores, one core each?
 
-Eigenvalue routines use several cores badly, and many problems on one core each use them well. What is handed
-in runs on a pool of threads; the caller goes on and asks for the outcome when it is needed.
+Eigenvalue routines use several cores badly, and many problems on one core each use them well. On a processor
+the model needs those cores itself, so what is handed in waits until somebody asks for an outcome or too much
+memory is held, and then all of it is done at once; beside a GPU it begins at once.
 """
 
+import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 T = TypeVar("T")
 
+HELD = 2**26
+"""Bytes that may wait; then the work is done. Each handing-over costs a moment in which cores are idle."""
 
-@dataclass
+
 class Pending(Generic[T]):
-    """Something that is being computed elsewhere."""
+    """Something that is computed elsewhere, or will be."""
 
-    parts: Sequence["Future[Any]"]
-    join: Callable[[list[Any]], T]
+    def __init__(self, function: Callable[[Any], Any], items: Iterable[Any], join: Callable[[list[Any]], T]):
+        self._function, self._items, self._join = function, list(items), join
+        self._parts: list[Future[Any]] | None = None
+        self._outcome: T | None = None
+        self.held = 0
+
+    def start(self) -> None:
+        """Begin, if it has not begun."""
+        if self._parts is None:
+            pool = _pool(torch.get_num_threads())
+            self._parts = []
+            for item in self._items:
+                _BLAS.enter()
+                self._parts.append(pool.submit(self._function, item))
+                self._parts[-1].add_done_callback(_BLAS.leave)
 
     def result(self) -> T:
-        """The outcome, waited for.
+        """The outcome, waited for; asking again gives it again.
 
         Raises:
             Whatever the computation raised.
         """
-        return self.join([part.result() for part in self.parts])
+        if self._outcome is None:
+            if self._parts is None:
+                _QUEUE.run()
+            self.start()
+            self._outcome = self._join([part.result() for part in self._parts or ()])
+            # What the function holds, such as a residual stream, is needed no more.
+            self._function, self._items, self._parts = _done, [], []
+        return self._outcome
 
 
 def run_apart(
-    function: Callable[[Any], Any], items: Iterable[Any], join: Callable[[list[Any]], T]
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    join: Callable[[list[Any]], T],
+    *,
+    held: int | None = None,
 ) -> Pending[T]:
-    """Run a function on each item in the pool; it must not use torch's own parallel operations."""
-    pool = _pool(torch.get_num_threads())
-    return Pending([pool.submit(_alone, function, item) for item in items], join)
+    """Run a function on each item in the pool; it must not use torch's own parallel operations.
+
+    Args:
+        function: what to do with one item.
+        items: the items.
+        join: what to make of all outcomes, in order.
+        held: bytes that the work keeps alive until it is done; None to begin at once.
+    """
+    work = Pending(function, items, join)
+    if held is None:
+        work.start()
+    else:
+        work.held = held
+        _QUEUE.add(work)
+    return work
 
 
-def _alone(function: Callable[[Any], Any], item: Any) -> Any:
-    with _single_threaded_blas():
-        return function(item)
+class _Queue:
+    """Work that waits. What nobody waits for any more, after an error, is forgotten."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[weakref.ref[Pending[Any]]] = []
+
+    def add(self, work: Pending[Any]) -> None:
+        with self._lock:
+            alive = [found for ref in self._waiting if (found := ref()) is not None]
+            self._waiting = [weakref.ref(each) for each in (*alive, work)]
+            full = sum(each.held for each in (*alive, work)) > HELD
+        if full:
+            for each in self.run():
+                each.result()
+
+    def run(self) -> list[Pending[Any]]:
+        """Start everything that waits."""
+        with self._lock:
+            alive = [found for ref in self._waiting if (found := ref()) is not None]
+            self._waiting = []
+        for each in alive:
+            each.start()
+        return alive
+
+
+_QUEUE = _Queue()
+
+
+class _Scratch(threading.local):
+    """Memory of each thread that is used again: fresh memory costs more than what is done in it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float64) -> np.ndarray:
+        """An array with anything in it, in C order; the next one of this name lies in the same place."""
+        size = math.prod(shape)
+        found = self._kept.get(name)
+        if found is None or found.size < size or found.dtype != dtype:
+            found = np.empty(size, dtype)
+            if found.nbytes <= KEPT:
+                self._kept[name] = found
+        return found[:size].reshape(shape)
+
+
+SCRATCH = _Scratch()
+
+KEPT = 2**24
+"""Bytes of an array that a thread keeps at most."""
+
+
+def _done(item: Any) -> Any:
+    raise AssertionError("the work was done already")
 
 
 @cache
@@ -57,13 +149,15 @@ class _SingleThreadedBlas:
         self._lock, self._inside = threading.Lock(), 0
         self._limit: Any = None
 
-    def __enter__(self) -> None:
+    def enter(self) -> None:
+        """One more is handed in."""
         with self._lock:
             self._inside += 1
             if self._inside == 1:
                 self._limit = _controller().limit(limits=1)
 
-    def __exit__(self, *error: object) -> None:
+    def leave(self, part: Any = None) -> None:
+        """One is done."""
         with self._lock:
             self._inside -= 1
             if not self._inside:
@@ -71,10 +165,6 @@ class _SingleThreadedBlas:
 
 
 _BLAS = _SingleThreadedBlas()
-
-
-def _single_threaded_blas() -> _SingleThreadedBlas:
-    return _BLAS
 
 
 @cache

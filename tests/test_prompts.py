@@ -168,6 +168,20 @@ def test_automatic_batches_bound_the_memory(llama):
         assert max(map(len, batches)) >= 1
 
 
+def test_large_batches_run_in_equal_parts_on_a_processor(llama, monkeypatch):
+    """No tensor beyond the limit, by the width of the MLP or by the pattern, and no part much smaller."""
+    monkeypatch.setattr(
+        "mcr_lens.prompts.LARGEST", 4 * llama.cfg.d_mlp * 10 * 5
+    )  # five prompts of ten tokens
+    assert [len(batch) for batch in make_batches([10] * 8, llama, 8)] == [4, 4]
+    assert [len(batch) for batch in make_batches([10] * 8, llama, 3)] == [3, 3, 2]
+    monkeypatch.setattr("mcr_lens.prompts.LARGEST", 2 * llama.cfg.n_heads * 60**2 * 3)
+    assert [len(batch) for batch in make_batches([60] * 9, llama, 9)] == [3, 3, 3]
+    assert [len(batch) for batch in make_batches([1000] * 2, llama, 2)] == [1, 1]
+    monkeypatch.setattr(llama.cfg, "device", "cuda")
+    assert [len(batch) for batch in make_batches([100] * 9, llama, 9)] == [9]
+
+
 def test_special_tokens_of_the_tokenizer_stay(reader):
     """A model without tokenizer reads ids; the coordinates show the ids themselves."""
     ds = measure(bridge("llama"), [[5, 6, 7]], ["bos_norm"], progress=False)

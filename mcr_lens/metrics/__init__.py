@@ -20,6 +20,7 @@ from mcr_lens.metrics.attention import sink_column as sink_column
 from mcr_lens.metrics.attention import visible_keys as visible_keys
 from mcr_lens.metrics.attention import visible_queries as visible_queries
 from mcr_lens.metrics.loss import next_token_loss as next_token_loss
+from mcr_lens.metrics.norms import activation_median as activation_median
 from mcr_lens.metrics.norms import attn_bos_norm as attn_bos_norm
 from mcr_lens.metrics.norms import bos_norm as bos_norm
 from mcr_lens.metrics.norms import frobenius_norm as frobenius_norm

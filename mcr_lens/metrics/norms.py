@@ -1,7 +1,7 @@
 """How large are the rows and the single activations of the residual stream, and who writes them?"""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,14 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
-from mcr_lens.workers import run_apart
 
 TOP = 3
 """How many activations, rows and keys a result keeps (as in the figures of arXiv 2402.17762)."""
 
 
-MANY, SAMPLE = 2**15, 2**12
-"""From so many numbers on, a median is found by way of a sample of so many."""
+MANY, SAMPLE, PART = 2**15, 2**12, 2**16
+"""From so many numbers on, a median is found by way of a sample of so many, in parts that fit the cache."""
 
 
 class TopRows(NamedTuple):
@@ -47,10 +46,6 @@ def _median(x: Float[Tensor, "*batch item"]) -> Float[Tensor, "*batch"]:
     count = x.shape[-1]
     if count == 0:
         return x.new_full(x.shape[:-1], torch.nan)
-    if count > MANY and x.device.type == "cpu":
-        rows = x.detach().reshape(-1, count).numpy()
-        found = run_apart(_median_of_many, rows, list).result()
-        return torch.tensor(found, dtype=x.dtype).view(x.shape[:-1])
     lower = x.median(-1, keepdim=True).values  # torch takes the lower of the two
     if count % 2:
         return lower.squeeze(-1)
@@ -59,23 +54,30 @@ def _median(x: Float[Tensor, "*batch item"]) -> Float[Tensor, "*batch"]:
     return ((lower + torch.where(tied, lower, above)) / 2).squeeze(-1)
 
 
-def _median_of_many(x: np.ndarray) -> float:
-    """The exact median, from the numbers between two that a sample says lie around it.
+def median_of(x: np.ndarray) -> np.floating[Any]:
+    """The exact median of many numbers, from those between two that a sample says lie around it.
 
-    Whether they do is counted, not believed; if not, everything is looked through.
+    Whether they do is counted, not believed; if not, everything is looked through. NaN where there is one.
     """
-    sample = np.sort(x[:: len(x) // SAMPLE])
-    middle, apart = len(sample) // 2, 4 * math.isqrt(len(sample)) // 2  # four standard deviations of a rank
-    low, high = sample[middle - apart], sample[middle + apart]
-    below, above = np.count_nonzero(x < low), np.count_nonzero(x > high)
-    inside = x[(x >= low) & (x <= high)]
-    if below + above + len(inside) < len(x):  # NaN compares with nothing
-        return math.nan
     ranks = np.array([(len(x) - 1) // 2, len(x) // 2])
-    if below > ranks[0] or ranks[1] >= below + len(inside):
-        inside, below = x, 0
+    inside, below = x, 0
+    if len(x) > MANY:
+        sample, ends = x[:: len(x) // SAMPLE], 2 * math.isqrt(SAMPLE)  # four standard deviations of a rank
+        middle = len(sample) // 2
+        low, high = np.partition(sample, (middle - ends, middle + ends))[[middle - ends, middle + ends]]
+        parts = []
+        for start in range(0, len(x), PART):
+            part = x[start : start + PART]
+            under = part < low
+            below += np.count_nonzero(under)
+            parts.append(part[~(under | (part > high))])  # with NaN, which compares with nothing
+        inside = np.concatenate(parts)
+        if below > ranks[0] or ranks[1] >= below + len(inside):
+            inside, below = x, 0
+    if np.isnan(inside).any():
+        return x.dtype.type(np.nan)
     values = np.partition(inside, ranks - below)[ranks - below]
-    return float(values.mean(dtype=np.float64)) if np.isfinite(values).all() else float(values[0])
+    return (values[0] + values[1]) / 2
 
 
 def _top(x: Float[Tensor, "*batch item"]) -> tuple[Tensor, Tensor]:
@@ -113,6 +115,12 @@ def largest_activations(resid: Float[Tensor, "batch pos d_model"]) -> Largest:
     magnitude, flat = candidates.flatten(1).topk(TOP, dim=1)
     d_model = resid.shape[-1]
     return Largest(magnitude, rows.gather(1, flat // d_model), flat % d_model)
+
+
+@derived
+def activation_median(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
+    """Median magnitude |x| over all activations of one residual matrix, in float32 or better."""
+    return _median(_at_least_float32(resid).abs().flatten(1))
 
 
 @metric(units="1", source="arXiv 2510.06477, BOS norm")
@@ -247,15 +255,15 @@ def top_activation_dimension(largest_activations: Largest) -> Int[Tensor, "batch
 
 
 @metric(units="1", source="arXiv 2402.17762")
-def median_activation(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
+def median_activation(activation_median: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     """Median magnitude |x| over all activations of the residual stream at this depth.
 
     Source: arXiv 2402.17762.
 
-    >>> median_activation(torch.tensor([[[1.0, -2.0], [3.0, -10.0]]]))
+    >>> median_activation(activation_median(torch.tensor([[[1.0, -2.0], [3.0, -10.0]]])))
     tensor([2.5000])
     """
-    return _median(_at_least_float32(resid).abs().flatten(1))
+    return activation_median
 
 
 @metric(units="1", source="arXiv 2510.06477 (the MLPs write the massive activation)")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcr_lens import lapack
 from mcr_lens.metrics._registry import joint
-from mcr_lens.metrics.norms import TopRows
+from mcr_lens.metrics.norms import TopRows, activation_median, median_of
 from mcr_lens.metrics.theory import (
     SAME_DIRECTION,
     TIED,
@@ -25,7 +25,7 @@ from mcr_lens.metrics.theory import (
     span_of_top_rows,
     tightest_row,
 )
-from mcr_lens.workers import run_apart
+from mcr_lens.workers import SCRATCH, run_apart
 
 SMALL = 48
 """A matrix of so few rows is done at once: handing it over would take longer."""
@@ -40,6 +40,7 @@ class ResidualSummary(NamedTuple):
     energies_along_bos: Float64[Tensor, "batch pos"] | None
     tightest_row: Tightest | None
     span_of_top_rows: Span | None
+    activation_median: Float[Tensor, "batch"] | None
 
 
 FIELDS = frozenset(ResidualSummary._fields)
@@ -59,7 +60,9 @@ def residual_summary(
     """
     if resid.device.type == "cuda":
         return _from_device(resid, top_rows, position, wanted)
-    rows = resid.cpu()
+    small = resid.shape[1] <= SMALL
+    # A copy where the work may wait: the stream may be edited, or its memory used again, before it is done.
+    rows = resid.cpu() if small or resid.device.type != "cpu" else resid.clone()
     places = top_rows.position.cpu().numpy()
 
     def one(number: int) -> dict[str, Any]:
@@ -67,10 +70,9 @@ def residual_summary(
             return _summarize(rows[number], places[number], position, wanted)
 
     numbers = range(len(rows))
-    if rows.shape[1] <= SMALL:
+    if small:
         return _together([one(number) for number in numbers])
-    # The processor is busy either way: waiting here keeps one depth in memory, and not all of them.
-    return run_apart(one, numbers, _together).result()
+    return run_apart(one, numbers, _together, held=rows.nbytes)
 
 
 def _together(parts: list[dict[str, Any]]) -> ResidualSummary:
@@ -86,11 +88,17 @@ def _together(parts: list[dict[str, Any]]) -> ResidualSummary:
 
 def _summarize(rows: Tensor, places: np.ndarray, position: int, wanted: frozenset[str]) -> dict[str, Any]:
     """All quantities of one prompt, whose rows are [pos, d_model] in the processor's memory."""
-    x = rows.numpy(force=True) if rows.dtype != torch.bfloat16 else rows.float().numpy()
+    x = (rows if rows.dtype in (torch.float32, torch.float64) else rows.float()).numpy()
+    magnitudes = np.abs(x, out=SCRATCH.array("magnitudes", x.shape, x.dtype))
+    median = median_of(magnitudes.ravel()) if "activation_median" in wanted else None
+    if wanted <= {"activation_median"}:
+        return {"activation_median": median}
     # BOS first, so that the reduction leaves it in place.
-    x = np.concatenate([x[position : position + 1], x[:position], x[position + 1 :]], dtype=np.float64)
+    x = np.concatenate(
+        [x[position : position + 1], x[:position], x[position + 1 :]], out=SCRATCH.array("rows", x.shape)
+    )
     energies = np.einsum("td,td->t", x, x)
-    found: dict[str, Any] = {"row_energies": energies}
+    found: dict[str, Any] = {"row_energies": energies, "activation_median": median}
     unit = x[0] / np.sqrt(energies[0]) if energies[0] else x[0]
     if "energies_along_bos" in wanted:
         found["energies_along_bos"] = np.square(x @ unit)
@@ -120,7 +128,7 @@ def _moved(places: np.ndarray, position: int) -> np.ndarray:
 def _by_rows(x: np.ndarray, energies: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, ...]:
     """Spectra with and without the first row, and ‖X xᵢ‖², from X Xᵀ."""
     matrix = lapack.gram(x)
-    squares = np.square(matrix)
+    squares = np.square(matrix.T, out=SCRATCH.array("squares", matrix.shape))
     caught = squares.sum(0) + squares.sum(1) - np.square(energies)
     main, off = lapack.tridiagonal(matrix)
     return _positive(main, off), _positive(main[1:], off[1:]), caught
@@ -197,6 +205,8 @@ def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozen
     given["row_energies"] = energies
     if "energies_along_bos" in wanted:
         given["energies_along_bos"] = energies_along_bos(resid, position)
+    if "activation_median" in wanted:
+        given["activation_median"] = activation_median(resid)
     if "span_of_top_rows" in wanted:
         given["span_of_top_rows"] = span_of_top_rows(resid, energies, top_rows)
     if "tightest_row" in wanted:

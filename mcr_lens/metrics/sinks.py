@@ -16,6 +16,9 @@ from mcr_lens.metrics._registry import derived, metric
 from mcr_lens.metrics.attention import mean_over
 from mcr_lens.metrics.norms import _at_least_float32, _median, _top
 
+SOME = 2**19
+"""Numbers that are gone through together where several passes over them follow each other."""
+
 
 class TopKeys(NamedTuple):
     """The keys that get most attention, and how much."""
@@ -243,10 +246,19 @@ def sink_output_share(
     arXiv 2510.06477.
     """
     through = output_gram.to(torch.float32)
-    heads = einops.rearrange(_at_least_float32(z), "batch pos head d_head -> batch head pos d_head")
     sink = _at_least_float32(value[:, position])
-    whole = einops.einsum(heads @ through.to(heads.dtype), heads, "b h q d, b h q d -> b h q")
+    # A few prompts after the other: their heads stay in the cache.
+    some = max(1, SOME // (z[0].numel() or 1))
+    whole = torch.cat([_energies(_at_least_float32(part), through) for part in z.split(some)])
     part = einops.einsum(sink, through.to(sink.dtype), sink, "b h d, h d e, b h e -> b h")
     share = sink_column * (part.clamp_min(0).sqrt()[..., None] / whole.clamp_min(0).sqrt())
     counted = (whole > 0) & _seeing(sink_column, seeing_queries, position)
     return torch.where(counted, share, 0.0).sum(-1) / counted.sum(-1)
+
+
+def _energies(
+    heads: Float[Tensor, "batch pos head d_head"], gram: Float[Tensor, "head d_head d_head"]
+) -> Float[Tensor, "batch head pos"]:
+    """‖z_t W_O‖² of every head and token."""
+    by_head = heads.transpose(1, 2).contiguous()
+    return (by_head @ gram.to(by_head.dtype)).mul_(by_head).sum(-1)
