@@ -143,7 +143,7 @@ def test_counts_are_the_sums_of_the_mask(causal, window, chunk, length):
 
 
 def test_long_prompts_at_the_hook_are_the_pure_functions():
-    """Work that is put off to the end of the pass, at all depths together, gives each depth its own numbers."""
+    """Work put off to the end of the pass, at all depths together, gives each depth its own numbers."""
     model = bridge("gpt2", n_positions=256)
     tokens = torch.randint(3, 128, (3, 100), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
