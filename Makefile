@@ -6,7 +6,7 @@ OUT ?= mcr-lens-demo
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test lint notebooks wheel clean
+.PHONY: demo test lint notebooks wheel bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mcr-lens demo --out $(OUT)
@@ -20,6 +20,12 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/bench_measure.py --out benchmarks/results/measure.json
+	$(BIN)/python benchmarks/bench_served.py --out benchmarks/results/served.json
+	$(BIN)/python benchmarks/bench_growth.py --out benchmarks/results/growth.json
+	$(BIN)/python benchmarks/tables.py
 
 wheel: $(VENV)/.lint
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -109,9 +109,13 @@ if __name__ == "__main__":
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--alone", choices=["measure", "sdpa"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.alone:
         alone(given.alone, given.lengths[0], given.vocabulary)
     else:
-        print(json.dumps(main(tuple(given.lengths), given.repeats, given.vocabulary), indent=2))
+        text = json.dumps(main(tuple(given.lengths), given.repeats, given.vocabulary), indent=2)
+        print(text)
+        if given.out:
+            given.out.write_text(text + "\n")

@@ -87,8 +87,10 @@ class Pass:
         """Run what waited for work done elsewhere."""
         alike: dict[tuple[str, int], list[Site]] = {}
         for (axis, _, number), site in self._sites.items():
-            if site.waits:
+            if axis == "depth" and site.waits:  # elsewhere, layers have masks of their own
                 alike.setdefault((axis, number), []).append(site)
+            else:
+                site.settle()
         for sites in alike.values():
             Site.settle_together(sites)
 

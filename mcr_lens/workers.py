@@ -6,6 +6,7 @@ memory is held, and then all of it is done at once; beside a GPU it begins at on
 """
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -140,6 +141,12 @@ def _done(item: Any) -> Any:
 @cache
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=size, thread_name_prefix="mcr_lens")
+
+
+if hasattr(
+    os, "register_at_fork"
+):  # a forked process has the pool without its threads, and would wait for ever
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class _SingleThreadedBlas:

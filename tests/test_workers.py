@@ -1,6 +1,9 @@
 """Is work that is handed over done once, in order, and without a trace in the process?"""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -67,6 +70,20 @@ def test_what_nobody_waits_for_is_forgotten():
     del work
     gc.collect()
     assert gone() is None and run_apart(abs, [-2], list, held=1).result() == [2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_has_threads_of_its_own():
+    """The pool was used before the fork, and is used after it."""
+    assert run_apart(abs, [-1], list).result() == [1]
+    script = (
+        "import os, warnings; from mcr_lens.workers import run_apart; run_apart(abs, [-1], list).result()\n"
+        "warnings.simplefilter('ignore'); child = os.fork()\n"
+        "if not child: os._exit(run_apart(abs, [-7], sum).result())\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "7", done.stderr
 
 
 def test_threads_of_blas_are_as_they_were():

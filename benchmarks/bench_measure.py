@@ -1,0 +1,209 @@
+"""What does measuring cost on top of the forward pass, and against the usual way, in time and in memory?
+
+    python benchmarks/bench_measure.py [--quick] [--out benchmarks/results/NAME.json]
+
+In one process, alternating: the bare forward pass (eager attention), the same without the unembedding,
+`measure` with all default metrics and with each group alone, and the usual way, `run_with_cache` with the
+singular values of every depth and the mean of every pattern. Ratios are medians over rounds. Peaks are of a
+fresh process each.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+GROUPS = ("spectral", "norms", "attention", "sinks", "theory")
+FULL = [(m, t, b) for m in ("gpt2", "llama") for t in (128, 512, 1024) for b in (1, 8)] + [("gpt2", 256, 8)]
+QUICK = [("gpt2", 128, 8), ("gpt2", 256, 8), ("gpt2", 512, 8)]
+QUESTIONS = [26, 31, 38, 41, 45, 49, 52, 55, 58, 61, 64, 68, 72, 76, 81, 87, 94, 103, 118, 151]
+"""Lengths of questions as GSM8K has them, in tokens: twenty quantiles; five prompts of each."""
+
+
+def bridge(name: str) -> Any:
+    """A random model of GPT-2 small's size, or a Llama of 16 layers, width 1024, grouped heads."""
+    import torch
+    import transformers as hf
+
+    import mcr_lens
+
+    torch.manual_seed(0)
+    if name == "gpt2":
+        model: Any = hf.GPT2LMHeadModel(hf.GPT2Config())
+    else:
+        model = hf.LlamaForCausalLM(
+            hf.LlamaConfig(
+                hidden_size=1024, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=4,
+                intermediate_size=2816, vocab_size=32000, max_position_embeddings=4096,
+            )
+        )  # fmt: skip
+    return mcr_lens.load_model(model.eval(), verbose=False)
+
+
+def ways(model: Any, tokens: Any, batch: int) -> dict[str, Callable[[], Any]]:
+    """Everything that is compared, by name."""
+    import torch
+
+    import mcr_lens
+
+    def forward(**options: Any) -> None:
+        with torch.no_grad():
+            model(tokens, **options)
+
+    def measure(metrics: Any = None) -> None:
+        mcr_lens.measure(model, tokens, metrics, batch_size=batch, progress=False)
+
+    def usual() -> None:
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tokens)
+            for layer in range(model.cfg.n_layers):
+                values = torch.linalg.svdvals(cache[f"blocks.{layer}.hook_resid_post"].float())
+                share = values.square() / values.square().sum(-1, keepdim=True)
+                torch.special.entr(share).sum(-1)
+                cache[f"blocks.{layer}.attn.hook_pattern"].mean(2)
+
+    return {
+        "bare": lambda: forward(),
+        "no unembedding": lambda: forward(return_type=None, logits_to_keep=1),
+        "all": measure,
+        **{group: (lambda group=group: measure(group)) for group in GROUPS},
+        "usual": usual,
+    }
+
+
+def times(name: str, length: int, batch: int, rounds: int, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Median seconds of each way, and median ratios to the two forward passes."""
+    import torch
+
+    model = bridge(name)
+    tokens = torch.randint(0, model.cfg.d_vocab, (batch, length), generator=torch.Generator().manual_seed(1))
+    seconds = alternating({k: v for k, v in ways(model, tokens, batch).items() if k in wanted}, rounds)
+    return {"model": name, "tokens": length, "batch": batch, **ratios(seconds)}
+
+
+def mixed(rounds: int) -> dict[str, Any]:
+    """One hundred prompts of mixed length: `measure`, and the bare forward pass on the same batches."""
+    import torch
+
+    import mcr_lens
+    from mcr_lens.batches import in_batches
+    from mcr_lens.prompts import read_prompts
+
+    model = bridge("gpt2")
+    g = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(0, model.cfg.d_vocab, (n,), generator=g) for n in QUESTIONS * 5]
+    rows = read_prompts(model, prompts)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in in_batches(model, rows, "auto", progress=False):
+                model(batch.tokens)
+
+    def measured() -> None:
+        mcr_lens.measure(model, prompts, progress=False)
+
+    return {
+        "model": "gpt2",
+        "prompts": len(prompts),
+        **ratios(alternating({"bare": bare, "all": measured}, rounds)),
+    }
+
+
+def alternating(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, one after the other, after one round that is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if number:
+                found[name].append(time.perf_counter() - began)
+    return found
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians, and medians of the ratios within each round."""
+    found: dict[str, Any] = {"seconds": {n: round(statistics.median(v), 4) for n, v in seconds.items()}}
+    for base in ("bare", "no unembedding"):
+        if base in seconds:
+            found[f"over {base}"] = {
+                n: round(statistics.median([a / b for a, b in zip(v, seconds[base], strict=True)]), 3)
+                for n, v in seconds.items()
+            }
+    return found
+
+
+def peak(name: str, length: int, batch: int, way: str) -> float:
+    """Peak memory of a fresh process that does this once, in MiB."""
+    command = [sys.executable, __file__, "--peak", name, str(length), str(batch), way]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    from importlib.metadata import version
+
+    import torch
+    import transformers
+
+    return {
+        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "transformer-lens": version("transformer-lens"),
+        "mcr-lens": version("mcr-lens"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run what is asked for, print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="GPT-2's size, batch 8, no groups")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--most", type=int, default=8192, help="leave out cases of more tokens in all")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--peak", nargs=4, metavar=("MODEL", "TOKENS", "BATCH", "WAY"), help=argparse.SUPPRESS
+    )
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.peak:
+        import torch
+
+        name, length, batch, way = given.peak
+        model = bridge(name)
+        tokens = torch.randint(0, model.cfg.d_vocab, (int(batch), int(length)))
+        ways(model, tokens, int(batch))[way]()
+        # Not from `getrusage`: a child process begins with the peak of the one that started it.
+        print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
+        return
+    found: dict[str, Any] = {"machine": machine(), "times": [], "peaks": []}
+    for name, length, batch in QUICK if given.quick else FULL:
+        if length * batch > given.most:
+            continue
+        wanted = ("bare", "no unembedding", "all", "usual") + (() if given.quick or length != 512 else GROUPS)
+        rounds = given.rounds if length * batch < 4096 else max(2, given.rounds // 2)
+        found["times"].append(times(name, length, batch, rounds, wanted))
+        print(json.dumps(found["times"][-1]), flush=True)
+    found["mixed"] = mixed(given.rounds)
+    print(json.dumps(found["mixed"]), flush=True)
+    for name in ("gpt2",) if given.quick else ("gpt2", "llama"):
+        peaks = {way: round(peak(name, 512, 8, way)) for way in ("bare", "no unembedding", "all", "usual")}
+        found["peaks"].append({"model": name, "tokens": 512, "batch": 8, "MiB": peaks})
+        print(json.dumps(found["peaks"][-1]), flush=True)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
