@@ -10,10 +10,12 @@ result.
 import argparse
 import json
 import statistics
-import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bench_measure import alternating
 
 BASE = {"tokens": 512, "layers": 4, "heads": 8, "prompts": 2}
 VARIED = {
@@ -60,14 +62,8 @@ def one(tokens: int, layers: int, heads: int, prompts: int, rounds: int) -> dict
     def measured() -> None:
         results[:] = [mcr_lens.measure(served, ids, progress=False)]
 
-    ways = {"forward": forward, "measure": measured, "spectra": spectra}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, function in ways.items():
-            began = time.perf_counter()
-            function()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+    ways: dict[str, Callable[[], Any]] = {"forward": forward, "measure": measured, "spectra": spectra}
+    seconds = alternating(ways, rounds)
     return {name: round(statistics.median(v), 5) for name, v in seconds.items()} | {
         "result_bytes": float(results[0].nbytes)
     }

@@ -133,8 +133,8 @@ In that family (width 256), {point}. Beyond T = 256 the matrix has the width's s
 By depth and prompt: a Gram matrix (n² m multiply-adds, half of them by symmetry, n the smaller and m the
 larger of T and d), its reduction (4/3 n³), two tridiagonal spectra (about 30 n² each). For GPT-2 small at
 T = 512 that is {extra:.1f} GFLOP a prompt, all depths, in float64, beside {forward:.0f} GFLOP in float32
-for the forward pass without unembedding: {share:.1%}, or {2 * share:.1%} at half the speed for numbers of twice
-the size; the pass over the patterns comes on top. float32 would halve it, and misses 10⁻⁵ nats on
+for the forward pass without unembedding: {share:.1%}, or {2 * share:.1%} at half the speed for numbers of
+twice the size; the pass over the patterns comes on top. float32 would halve it, and misses 10⁻⁵ nats on
 steep spectra.
 """
     (DOCS / "benchmarks.md").write_text(text)
