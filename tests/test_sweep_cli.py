@@ -114,7 +114,10 @@ def test_ctrl_c(tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(rows))
     plan = PLAN.replace("acme/tiny", "demo").replace("p.txt", "p.jsonl")
     (tmp_path / "plan.toml").write_text(plan)
-    command = [sys.executable, "-c", "from mcr_lens.cli import app; app()", "sweep", "plan.toml"]
+    # A background job of a shell ignores the signal, and so do its children unless told otherwise.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from mcr_lens.cli import app; app()"
+    command = [sys.executable, "-c", code, "sweep", "plan.toml"]
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
