@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="GPT-2's size, batch 8, no groups")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--most", type=int, default=8192, help="leave out cases of more tokens in all")
+    parser.add_argument("--cases", default="", help="only those that match, such as 'gpt2:512:8|llama:128'")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--peak", nargs=4, metavar=("MODEL", "TOKENS", "BATCH", "WAY"), help=argparse.SUPPRESS
@@ -188,15 +189,17 @@ def main() -> None:
         return
     found: dict[str, Any] = {"machine": machine(), "times": [], "peaks": []}
     for name, length, batch in QUICK if given.quick else FULL:
-        if length * batch > given.most:
+        if not re.search(given.cases, f"{name}:{length}:{batch}"):
             continue
-        wanted = ("bare", "no unembedding", "all", "usual") + (() if given.quick or length != 512 else GROUPS)
+        wanted = ("bare", "no unembedding", "all", "usual") + (
+            () if given.quick or length != 512 or batch > 1 else GROUPS
+        )
         rounds = given.rounds if length * batch < 4096 else max(2, given.rounds // 2)
         found["times"].append(times(name, length, batch, rounds, wanted))
         print(json.dumps(found["times"][-1]), flush=True)
     found["mixed"] = mixed(given.rounds)
     print(json.dumps(found["mixed"]), flush=True)
-    for name in ("gpt2",) if given.quick else ("gpt2", "llama"):
+    for name in {"gpt2": None, **{each["model"]: None for each in found["times"] if each["tokens"] == 512}}:
         peaks = {way: round(peak(name, 512, 8, way)) for way in ("bare", "no unembedding", "all", "usual")}
         found["peaks"].append({"model": name, "tokens": 512, "batch": 8, "MiB": peaks})
         print(json.dumps(found["peaks"][-1]), flush=True)
