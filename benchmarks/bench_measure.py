@@ -191,8 +191,8 @@ def main() -> None:
     for name, length, batch in QUICK if given.quick else FULL:
         if not re.search(given.cases, f"{name}:{length}:{batch}"):
             continue
-        wanted = ("bare", "no unembedding", "all", "usual") + (
-            () if given.quick or length != 512 or batch > 1 else GROUPS
+        groups = GROUPS if length == 512 and batch == 1 and not given.quick else ()
+        wanted = ("bare", "no unembedding", "all", "usual", *groups)
         )
         rounds = given.rounds if length * batch < 4096 else max(2, given.rounds // 2)
         found["times"].append(times(name, length, batch, rounds, wanted))
