@@ -193,7 +193,6 @@ def main() -> None:
             continue
         groups = GROUPS if length == 512 and batch == 1 and not given.quick else ()
         wanted = ("bare", "no unembedding", "all", "usual", *groups)
-        )
         rounds = given.rounds if length * batch < 4096 else max(2, given.rounds // 2)
         found["times"].append(times(name, length, batch, rounds, wanted))
         print(json.dumps(found["times"][-1]), flush=True)
