@@ -13,8 +13,9 @@ RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 
 
 def read(name: str) -> Any:
-    """One file of results."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """One file of results; empty where that benchmark was not run."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -68,6 +69,26 @@ def figure(growth: dict[str, Any], target: Path) -> None:
     fig.write_image(target, width=1200, height=420, scale=1.5)
 
 
+def grown(growth: dict[str, Any]) -> str:
+    """The section on growth, with its picture; nothing where it was not run."""
+    if not growth:
+        return ""
+    figure(growth, DOCS / "images" / "growth.png")
+    overtaken = next((p["tokens"] for p in growth["tokens"] if p["spectra"] > p["forward"]), None)
+    point = (
+        f"from T = {overtaken} on the eigenvalue problems take longer than the forward pass"
+        if overtaken
+        else "the eigenvalue problems take less than the forward pass at every length that was run"
+    )
+    return f"""## Growth
+
+![Seconds against tokens, layers, heads and prompts](images/growth.png)
+
+In that family (width 256), {point}. Beyond T = 256 the matrix has the width's side and costs grow linearly.
+
+"""
+
+
 def roofline(t: int = 512, d: int = 768, layers: int = 12) -> tuple[float, float]:
     """GFLOP of one prompt: of the spectra at all depths, and of GPT-2's forward pass without unembedding."""
     n, m = min(t, d), max(t, d)
@@ -79,13 +100,6 @@ def roofline(t: int = 512, d: int = 768, layers: int = 12) -> tuple[float, float
 def main() -> None:
     """Write the page."""
     found, served, growth = read("measure"), read("served"), read("growth")
-    figure(growth, DOCS / "images" / "growth.png")
-    overtaken = next((p["tokens"] for p in growth["tokens"] if p["spectra"] > p["forward"]), None)
-    point = (
-        f"from T = {overtaken} on the eigenvalue problems take longer than the forward pass"
-        if overtaken
-        else "the eigenvalue problems take less than the forward pass at every length that was run"
-    )
     mixed = found["mixed"]["over bare"]["all"]
     rows = [
         [name, *(v.get(k, "–") for k in ("sdpa", "measure/sdpa", "measure/eager", "peak GiB, measure"))]
@@ -122,13 +136,7 @@ model's own forward pass with sdpa and with eager attention.
 
 {table(head, rows)}
 
-## Growth
-
-![Seconds against tokens, layers, heads and prompts](images/growth.png)
-
-In that family (width 256), {point}. Beyond T = 256 the matrix has the width's side and costs grow linearly.
-
-## What the arithmetic alone would cost
+{grown(growth)}## What the arithmetic alone would cost
 
 By depth and prompt: a Gram matrix (n² m multiply-adds, half of them by symmetry, n the smaller and m the
 larger of T and d), its reduction (4/3 n³), two tridiagonal spectra (about 30 n² each). For GPT-2 small at

@@ -100,10 +100,10 @@ def test_nothing_is_measured_twice(given, monkeypatch):
     again = go(given)
     assert again.table.reused.tolist() == [3] and parts(first.out) == before
     result = Path(first.table.path[0])
-    whole = result.read_bytes()
+    whole = xr.load_dataset(result, engine="h5netcdf")  # older HDF5 writes the second into the bytes
     result.unlink()
     xr.testing.assert_identical(go(given).results["tiny/p"], first.results["tiny/p"])
-    assert result.read_bytes() == whole
+    xr.testing.assert_identical(xr.load_dataset(result, engine="h5netcdf"), whole)
 
 
 def test_a_result_is_enough(given, monkeypatch):
