@@ -14,11 +14,15 @@ import numpy as np
 
 from mcr_lens.workers import SCRATCH
 
-LOWER, PLAIN, TRANSPOSE = (ctypes.byref(ctypes.c_char(letter)) for letter in (b"L", b"N", b"T"))
+LOWER, PLAIN, TRANSPOSE, BY_NUMBER, ENTIRE = (
+    ctypes.byref(ctypes.c_char(letter)) for letter in (b"L", b"N", b"T", b"I", b"E")
+)
 BLOCK = 64
 """Columns that the reduction handles together, at most: the size of its workspace."""
 
-_ROUTINES = {"syrk": "cython_blas", "sytrd": "cython_lapack", "sterf": "cython_lapack"}
+_ROUTINES = {
+    "syrk": "cython_blas", "sytrd": "cython_lapack", "sterf": "cython_lapack", "stebz": "cython_lapack",
+}  # fmt: skip
 _LETTER = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}
 _NUMBER = {np.dtype(np.float32): ctypes.c_float, np.dtype(np.float64): ctypes.c_double}
 
@@ -45,7 +49,7 @@ def tridiagonal(lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Diagonal and off-diagonal of Qᵀ A Q, where Q leaves the first coordinate alone; A is overwritten."""
     n = len(lower)
     main, off, scales = (np.empty(max(1, n - less), lower.dtype) for less in (0, 1, 1))
-    work = np.empty(n * BLOCK, lower.dtype)
+    work = SCRATCH.array("work", (n * BLOCK,), lower.dtype)
     info = ctypes.c_int(0)
     _call("sytrd", lower.dtype)(
         LOWER, _int(n), _at(lower), _int(n), _at(main), _at(off), _at(scales), _at(work), _int(len(work)),
@@ -62,6 +66,24 @@ def eigenvalues(main: np.ndarray, off: np.ndarray) -> np.ndarray:
     if info.value:
         values.fill(np.nan)
     return values[::-1]
+
+
+def largest(main: np.ndarray, off: np.ndarray, count: int) -> np.ndarray:
+    """The largest eigenvalues of a symmetric tridiagonal matrix, the largest first, by bisection."""
+    n = len(main)
+    found, number, parts, info = np.empty(n, main.dtype), *(ctypes.c_int(0) for _ in range(3))
+    zero, work = _NUMBER[main.dtype](0), np.empty(4 * n, main.dtype)
+    others = np.append(off, 0).astype(main.dtype)
+    blocks, splits, integers = (np.empty(size, np.int32) for size in (n, n, 3 * n))
+    zero = ctypes.byref(zero)
+    _call("stebz", main.dtype)(
+        BY_NUMBER, ENTIRE, _int(n), zero, zero, _int(max(1, n - count + 1)), _int(n), zero, _at(main),
+        _at(others), ctypes.byref(number), ctypes.byref(parts), _at(found),
+        _at(blocks), _at(splits), _at(work), _at(integers), ctypes.byref(info),
+    )  # fmt: skip
+    if info.value or number.value != min(n, count):
+        return eigenvalues(main, off)[:count]
+    return found[: number.value][::-1]
 
 
 def _at(array: np.ndarray) -> Any:

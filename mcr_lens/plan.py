@@ -15,7 +15,15 @@ from mcr_lens.hookpoints import (
     model_name,
     output_projection,
 )
-from mcr_lens.metrics._registry import STATIC, Joint, Metric, get_derived, get_joint, select
+from mcr_lens.metrics._registry import (
+    STATIC,
+    Joint,
+    Metric,
+    get_derived,
+    get_joint,
+    list_metrics,
+    select,
+)
 from mcr_lens.workers import Pending
 
 COUNTED = ("visible_keys", "visible_queries", "seeing_queries")
@@ -32,6 +40,7 @@ class Step:
     options: Mapping[str, Any]
     keeps: bool  # a metric's value goes into the result
     gives: tuple[str, ...] = ()  # a joint computation: the quantities that come out of it
+    kept: frozenset[str] = frozenset()  # those of them that are metrics and go into the result
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,14 @@ def _add(
 ) -> None:
     """Add one metric or intermediate quantity behind everything it needs."""
     key = item.name if keeps else f"({item.name})"
-    together = None if keeps else next((j for j in get_joint(item.name) if _reads_of(j) <= has), None)
+    # A function of the user's own may have the name of a registered metric.
+    known = not keeps or item in list_metrics()
+    together = next((j for j in get_joint(item.name) if _reads_of(j) <= has), None) if known else None
+    kept = frozenset([item.name]) if together and keeps else frozenset[str]()
     if together is not None:
-        item, key = together, f"({together.name})"
+        item, key, keeps = together, f"({together.name})", False
     if key in steps:
+        steps[key] = replace(steps[key], kept=steps[key].kept | kept)
         return
     names = []
     for name in item.inputs:
@@ -115,7 +128,7 @@ def _add(
         names.append(f"({name})" if name in get_derived() else name)
     given = {name: options[name] for name in item.options if name in options}
     gives = tuple(f"({name})" for name in together.gives) if together else ()
-    steps[key] = Step(key, item.function, tuple(names), given, keeps, gives)
+    steps[key] = Step(key, item.function, tuple(names), given, keeps, gives, kept)
 
 
 def _reads_of(item: Joint) -> set[str]:
@@ -129,7 +142,7 @@ def _steps(found: Collection[Step]) -> tuple[Step, ...]:
 
 def _told(step: Step, needed: Set[str]) -> Step:
     """A joint computation with the names of what the others need of it."""
-    wanted = frozenset(name.strip("()") for name in step.gives if name in needed)
+    wanted = step.kept | {name.strip("()") for name in step.gives if name in needed}
     return replace(step, options={**step.options, "wanted": wanted}) if step.gives else step
 
 
@@ -248,6 +261,8 @@ class Site:
                 field = name.strip("()")
                 later = isinstance(outcome, Pending)
                 self._known[name] = Later(outcome, field) if later else getattr(outcome, field)
+                if field in step.kept:
+                    self.results[field] = getattr(outcome.result() if later else outcome, field)
         else:
             self._known[step.name] = outcome
             if step.name == "(token_norms)":

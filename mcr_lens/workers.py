@@ -12,10 +12,11 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -132,6 +133,28 @@ SCRATCH = _Scratch()
 
 KEPT = 2**24
 """Bytes of an array that a thread keeps at most."""
+
+
+class OnHost(NamedTuple):
+    """A tensor on its way to the processor's memory; `wait` before reading it."""
+
+    tensor: Tensor
+    ready: Any
+
+    def wait(self) -> None:
+        if self.ready is not None:
+            self.ready.synchronize()
+
+
+def to_host(tensor: Tensor) -> OnHost:
+    """A copy in the processor's memory; from a CUDA device without waiting for it."""
+    if tensor.device.type != "cuda":
+        return OnHost(tensor, None)
+    held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    held.copy_(tensor, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(tensor.device))
+    return OnHost(held, ready)
 
 
 def _done(item: Any) -> Any:

@@ -39,6 +39,7 @@ from mcr_lens.metrics.norms import top_activation_token as top_activation_token
 from mcr_lens.metrics.norms import top_norm as top_norm
 from mcr_lens.metrics.norms import top_norm_token as top_norm_token
 from mcr_lens.metrics.norms import top_rows as top_rows
+from mcr_lens.metrics.quadrature import spectral_readings as spectral_readings
 from mcr_lens.metrics.residuals import ResidualSummary as ResidualSummary
 from mcr_lens.metrics.residuals import residual_summary as residual_summary
 from mcr_lens.metrics.sinks import early_sink_score as early_sink_score
@@ -64,6 +65,7 @@ from mcr_lens.metrics.spectral import singular_values as singular_values
 from mcr_lens.metrics.spectral import spectrum as spectrum
 from mcr_lens.metrics.spectral import spectrum_of_directions as spectrum_of_directions
 from mcr_lens.metrics.spectral import spectrum_without_bos as spectrum_without_bos
+from mcr_lens.metrics.spectral import tridiagonal_form as tridiagonal_form
 from mcr_lens.metrics.summary import PatternSummary as PatternSummary
 from mcr_lens.metrics.summary import pattern_summary as pattern_summary
 from mcr_lens.metrics.theory import bos_alignment as bos_alignment

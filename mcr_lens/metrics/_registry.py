@@ -92,11 +92,12 @@ def derived(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def joint(gives: type) -> Callable[[F], F]:
-    """Declare a function that computes several intermediate quantities in one pass, the fields of `gives`.
+    """Declare a function that computes several quantities in one pass, the fields of `gives`.
 
-    Each field is an intermediate quantity with a definition of its own, a pure function declared with
-    `derived`; at a hook, the values come from here. The option `wanted` names the fields that are needed; the
-    others may be None. Of several for the same quantities, the first whose tensors the model has is taken.
+    Each field is an intermediate quantity or a metric with a definition of its own, a pure function declared
+    with `derived` or `metric`; at a hook, the values come from here. The option `wanted` names the fields
+    that are needed; the others may be None. Of several for the same quantities, the first whose tensors the
+    model has is taken.
     """
 
     def register(function: F) -> F:
@@ -148,6 +149,7 @@ def metric(
         _METRICS[fn.__name__] = as_metric(
             fn, fn.__name__, units=units, source=source, default=default, label=label
         )
+        _JOINT.pop(fn.__name__, None)  # what gave the metric that is replaced
         return fn
 
     return register if function is None else register(function)
@@ -230,7 +232,7 @@ def get_derived() -> Mapping[str, Derived]:
 
 
 def get_joint(name: str) -> list[Joint]:
-    """The computations that give this intermediate quantity together with others."""
+    """The computations that give this intermediate quantity, or this metric, together with others."""
     return _JOINT.get(name, [])
 
 

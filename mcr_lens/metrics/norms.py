@@ -1,6 +1,7 @@
 """How large are the rows and the single activations of the residual stream, and who writes them?"""
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,12 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
+from mcr_lens.workers import SCRATCH
 
 TOP = 3
 """How many activations, rows and keys a result keeps (as in the figures of arXiv 2402.17762)."""
 
 
-MANY, SAMPLE, PART = 2**15, 2**12, 2**16
+MANY, SAMPLE, PART = 2**15, 2**12, 2**18
 """From so many numbers on, a median is found by way of a sample of so many, in parts that fit the cache."""
 
 
@@ -62,15 +64,16 @@ def median_of(x: np.ndarray) -> np.floating[Any]:
     ranks = np.array([(len(x) - 1) // 2, len(x) // 2])
     inside, below = x, 0
     if len(x) > MANY:
-        sample, ends = x[:: len(x) // SAMPLE], 2 * math.isqrt(SAMPLE)  # four standard deviations of a rank
-        middle = len(sample) // 2
+        sample, ends = x[_sampled(len(x))], 2 * math.isqrt(SAMPLE)  # four standard deviations of a rank
+        middle = SAMPLE // 2
         low, high = np.partition(sample, (middle - ends, middle + ends))[[middle - ends, middle + ends]]
         parts = []
         for start in range(0, len(x), PART):
             part = x[start : start + PART]
-            under = part < low
-            below += np.count_nonzero(under)
-            parts.append(part[~(under | (part > high))])  # with NaN, which compares with nothing
+            under, over = (SCRATCH.array(name, part.shape, np.bool_) for name in ("under", "over"))
+            below += np.count_nonzero(np.less(part, low, out=under))
+            np.logical_or(under, np.greater(part, high, out=over), out=over)
+            parts.append(part[np.flatnonzero(np.logical_not(over, out=over))])  # NaN compares with nothing
         inside = np.concatenate(parts)
         if below > ranks[0] or ranks[1] >= below + len(inside):
             inside, below = x, 0
@@ -80,13 +83,21 @@ def median_of(x: np.ndarray) -> np.floating[Any]:
     return (values[0] + values[1]) / 2
 
 
+@lru_cache(maxsize=64)
+def _sampled(count: int) -> np.ndarray:
+    """Places of a sample of so many numbers, at random: even steps would meet the same dimensions again."""
+    return np.sort(np.random.default_rng(0).integers(0, count, SAMPLE))
+
+
 def _top(x: Float[Tensor, "*batch item"]) -> tuple[Tensor, Tensor]:
     """The largest numbers of the last axis and their places, the first of equals first; NaN and −1 beyond."""
-    values, places = x.sort(dim=-1, descending=True, stable=True)
-    values, places = values[..., :TOP], places[..., :TOP]
-    missing = (0, TOP - values.shape[-1])
-    pad = torch.nn.functional.pad
-    return pad(values, missing, value=torch.nan), pad(places, missing, value=-1)
+    left, found = x.clone(), []
+    for _ in range(min(TOP, x.shape[-1])):  # sooner than sorting them all; of equals, `max` takes the first
+        found.append(left.max(dim=-1, keepdim=True))
+        left.scatter_(-1, found[-1].indices, -torch.inf)
+    nothing = x.new_full((*x.shape[:-1], TOP - len(found)), torch.nan)
+    values = torch.cat([*(each.values for each in found), nothing], -1)
+    return values, torch.cat([*(each.indices for each in found), torch.full_like(nothing, -1).long()], -1)
 
 
 @derived

@@ -5,7 +5,8 @@ both spectra, with BOS and without (see `mcr_lens.lapack`). What the theorem nee
 All of it in float64, one prompt to a core.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,7 +15,15 @@ from torch import Tensor
 
 from mcr_lens import lapack
 from mcr_lens.metrics._registry import joint
-from mcr_lens.metrics.norms import TopRows, activation_median, median_of
+from mcr_lens.metrics.norms import (
+    TOP,
+    Largest,
+    TopRows,
+    activation_median,
+    largest_activations,
+    median_of,
+)
+from mcr_lens.metrics.spectral import TridiagonalForm
 from mcr_lens.metrics.theory import (
     SAME_DIRECTION,
     TIED,
@@ -25,7 +34,8 @@ from mcr_lens.metrics.theory import (
     span_of_top_rows,
     tightest_row,
 )
-from mcr_lens.workers import SCRATCH, run_apart
+from mcr_lens.metrics.tridiagonal import SPECTRA, read, without_numbers
+from mcr_lens.workers import SCRATCH, run_apart, to_host
 
 SMALL = 48
 """A matrix of so few rows is done at once: handing it over would take longer."""
@@ -41,7 +51,12 @@ class ResidualSummary(NamedTuple):
     tightest_row: Tightest | None
     span_of_top_rows: Span | None
     activation_median: Float[Tensor, "batch"] | None
+    largest_activations: Largest | None
+    tridiagonal_form: TridiagonalForm | None
 
+
+# Of numbers and arrays for one prompt, of tensors once all are together.
+_LARGEST, _SPAN, _TIGHTEST = (cast(Any, record) for record in (Largest, Span, Tightest))
 
 FIELDS = frozenset(ResidualSummary._fields)
 
@@ -76,48 +91,61 @@ def residual_summary(
 
 
 def _together(parts: list[dict[str, Any]]) -> ResidualSummary:
-    stacked: dict[str, Any] = {
-        name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]
-    }
-    if "tightest_share" in stacked:
-        stacked["tightest_row"] = Tightest(stacked.pop("tightest_share"), stacked.pop("tightest_place"))
-    if "span_share" in stacked:
-        stacked["span_of_top_rows"] = Span(stacked.pop("span_share"), stacked.pop("span_size"))
+    stacked = {name: _stack([part[name] for part in parts]) for name in parts[0]}
     return ResidualSummary(**{name: stacked.get(name) for name in ResidualSummary._fields})
 
 
+def _stack(values: Sequence[Any]) -> Any:
+    """Numbers of all prompts as one tensor; of records, part by part."""
+    if isinstance(values[0], tuple):
+        return type(values[0])(*map(_stack, zip(*values, strict=True)))
+    return torch.from_numpy(np.stack(values))
+
+
 def _summarize(rows: Tensor, places: np.ndarray, position: int, wanted: frozenset[str]) -> dict[str, Any]:
-    """All quantities of one prompt, whose rows are [pos, d_model] in the processor's memory."""
+    """All quantities of one prompt, whose rows are [pos, d_model] in the processor's memory.
+
+    In few and large steps: each one lets go of Python's lock, and another thread may take it.
+    """
     x = (rows if rows.dtype in (torch.float32, torch.float64) else rows.float()).numpy()
-    magnitudes = np.abs(x, out=SCRATCH.array("magnitudes", x.shape, x.dtype))
-    median = median_of(magnitudes.ravel()) if "activation_median" in wanted else None
-    if wanted <= {"activation_median"}:
-        return {"activation_median": median}
+    found: dict[str, Any] = {}
+    if wanted & {"activation_median", "largest_activations"}:
+        magnitudes = np.abs(x, out=SCRATCH.array("magnitudes", x.shape, x.dtype))
+        if "activation_median" in wanted:
+            found["activation_median"] = median_of(magnitudes.ravel())
+        if "largest_activations" in wanted:
+            found["largest_activations"] = _largest(magnitudes)
+    if wanted <= {"activation_median", "largest_activations"}:
+        return found
     # BOS first, so that the reduction leaves it in place.
     x = np.concatenate(
         [x[position : position + 1], x[:position], x[position + 1 :]], out=SCRATCH.array("rows", x.shape)
     )
-    energies = np.einsum("td,td->t", x, x)
-    found: dict[str, Any] = {"row_energies": energies, "activation_median": median}
-    unit = x[0] / np.sqrt(energies[0]) if energies[0] else x[0]
-    if "energies_along_bos" in wanted:
-        found["energies_along_bos"] = np.square(x @ unit)
+    side = _by_rows if len(x) <= x.shape[1] else _by_columns
+    found |= side(x, wanted)
+    energies = found["row_energies"]
     if "span_of_top_rows" in wanted:
-        found["span_share"], found["span_size"] = _span(x, energies, _moved(places, position))
-    if not np.isfinite(energies).all():
-        found |= _without_numbers(*x.shape)
-    elif wanted & {"spectrum", "spectrum_without_bos", "tightest_row"}:
-        side = _by_rows if len(x) <= x.shape[1] else _by_columns
-        found["spectrum"], found["spectrum_without_bos"], found["caught"] = side(x, energies, unit)
+        found["span_of_top_rows"] = _span(x, energies, _moved(places, position))
     for name in {"row_energies", "energies_along_bos", "caught"} & set(found):
         first, others = found[name][:1], found[name][1:]
         found[name] = np.concatenate([others[:position], first, others[position:]])
     if "tightest_row" in wanted:
-        found["tightest_share"], found["tightest_place"] = _tightest(found["row_energies"], found["caught"])
-    return {name: number for name, number in found.items() if name in wanted or name in PARTS}
+        found["tightest_row"] = _tightest(found["row_energies"], found["caught"])
+    return {name: number for name, number in found.items() if name in wanted}
 
 
-PARTS = ("tightest_share", "tightest_place", "span_share", "span_size")
+def _largest(magnitudes: np.ndarray) -> Any:
+    """As `largest_activations`: the largest three stand in the three rows whose largest is largest."""
+    by_row = magnitudes.max(1)
+    if len(by_row) < TOP or np.isnan(by_row).any():
+        given = largest_activations(torch.from_numpy(magnitudes.copy())[None])
+        return _LARGEST(*(part[0].numpy() for part in given))
+    rows = np.argsort(by_row)[-TOP:]
+    candidates = magnitudes[rows].ravel()
+    places = np.argpartition(candidates, -TOP)[-TOP:]
+    places = places[np.argsort(-candidates[places])]
+    width = magnitudes.shape[1]
+    return _LARGEST(candidates[places], rows[places // width], places % width)
 
 
 def _moved(places: np.ndarray, position: int) -> np.ndarray:
@@ -125,73 +153,82 @@ def _moved(places: np.ndarray, position: int) -> np.ndarray:
     return np.where(places == position, 0, places + ((places >= 0) & (places < position)))
 
 
-def _by_rows(x: np.ndarray, energies: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Spectra with and without the first row, and ‖X xᵢ‖², from X Xᵀ."""
+def _by_rows(x: np.ndarray, wanted: frozenset[str]) -> dict[str, Any]:
+    """Energies, spectra with and without the first row, and ‖X xᵢ‖², from X Xᵀ."""
     matrix = lapack.gram(x)
-    squares = np.square(matrix.T, out=SCRATCH.array("squares", matrix.shape))
-    caught = squares.sum(0) + squares.sum(1) - np.square(energies)
-    main, off = lapack.tridiagonal(matrix)
-    return _positive(main, off), _positive(main[1:], off[1:]), caught
+    energies = matrix.diagonal().copy()
+    found: dict[str, Any] = {"row_energies": energies}
+    if "energies_along_bos" in wanted:
+        found["energies_along_bos"] = np.square(matrix[:, 0]) / (energies[0] if energies[0] else 1.0)
+    if not np.isfinite(energies).all():
+        return found | without_numbers(*x.shape)
+    if "tightest_row" in wanted:
+        squares = np.square(matrix.T, out=SCRATCH.array("squares", matrix.shape))
+        found["caught"] = squares.sum(0) + squares.sum(1) - np.square(energies)
+    if wanted & SPECTRA:
+        main, off = lapack.tridiagonal(matrix)
+        found |= read(main, off, main[1:], off[1:], wanted)
+    return found
 
 
-def _by_columns(x: np.ndarray, energies: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, ...]:
+def _by_columns(x: np.ndarray, wanted: frozenset[str]) -> dict[str, Any]:
     """The same from Xᵀ X, for more rows than columns.
 
     In a basis that begins with the direction of BOS, its row adds to one entry alone, the first.
     """
+    energies = np.einsum("td,td->t", x, x)
+    unit = x[0] / np.sqrt(energies[0]) if energies[0] else x[0]
+    found: dict[str, Any] = {"row_energies": energies}
+    if "energies_along_bos" in wanted:
+        found["energies_along_bos"] = np.square(x @ unit)
+    if not np.isfinite(energies).all():
+        return found | without_numbers(*x.shape)
+    if not wanted & {*SPECTRA, "tightest_row"}:
+        return found
     mirror = unit.copy()
     mirror[0] += 1.0 if mirror[0] >= 0 else -1.0
     norm = mirror @ mirror
     turned = x - np.multiply.outer(x @ mirror, mirror * (2 / norm)) if norm else x
     rest = lapack.gram(turned[1:], of_columns=True)
-    whole = rest + np.tril(rest, -1).T
-    whole[0, 0] += energies[0]
-    caught = np.einsum("td,td->t", turned @ whole, turned)
+    if "tightest_row" in wanted:
+        whole = rest + np.tril(rest, -1).T
+        whole[0, 0] += energies[0]
+        found["caught"] = np.einsum("td,td->t", turned @ whole, turned)
     main, off = lapack.tridiagonal(rest)
-    without = _positive(main, off)
-    main[0] += energies[0]
-    return _positive(main, off), without, caught
+    with_bos = main.copy()
+    with_bos[0] += energies[0]
+    return found | read(with_bos, off, main, off, wanted)
 
 
-def _positive(main: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """Eigenvalues of what cannot have negative ones but for rounding."""
-    return np.maximum(lapack.eigenvalues(main, off), 0)
-
-
-def _tightest(energies: np.ndarray, caught: np.ndarray) -> tuple[float, int]:
+def _tightest(energies: np.ndarray, caught: np.ndarray) -> Any:
     """As `tightest_row`."""
     along = np.where(energies == 0, 0.0, caught / energies)
     shares = np.minimum(along / energies.sum(), 1)
     most = shares.max()
     first = np.argmax(shares >= (1 - TIED) * most)
-    return float(most), int(first) if most > 0 else -1
+    return _TIGHTEST(most, first if most > 0 else np.int64(-1))
 
 
-def _span(x: np.ndarray, energies: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _span(x: np.ndarray, energies: np.ndarray, places: np.ndarray) -> Any:
     """As `span_of_top_rows`."""
-    total, caught, basis = energies.sum(), 0.0, []
-    shares, sizes = np.full(len(places), np.nan), np.full(len(places), -1)
+    basis = np.zeros((len(places), x.shape[1]))
+    sizes = np.full(len(places), -1)
+    size = 0
     for number, place in enumerate(places):
         if place < 0:
             continue
         left = x[place] / np.sqrt(energies[place]) if energies[place] else x[place]
         for _ in range(2):
-            for vector in basis:
-                left = left - (left @ vector) * vector
+            left = left - (basis[:size] @ left) @ basis[:size]
         length = np.sqrt(left @ left)
         if length > SAME_DIRECTION:
-            basis.append(left / length)
-            caught += np.square(x @ basis[-1]).sum()
-        shares[number] = np.minimum(caught / total, 1)
-        if np.isfinite(total):
-            sizes[number] = len(basis)
-    return shares, sizes
-
-
-def _without_numbers(length: int, width: int) -> dict[str, Any]:
-    """What comes out of rows that hold NaN or infinity."""
-    sizes = {"spectrum": min(length, width), "spectrum_without_bos": min(length - 1, width), "caught": length}
-    return {name: np.full(size, np.nan) for name, size in sizes.items()}
+            basis[size] = left / length
+            size += 1
+        sizes[number] = size
+    total = energies.sum()
+    caught = np.append(0.0, np.square(x @ basis[:size].T).sum(0).cumsum())
+    shares = np.where(sizes < 0, np.nan, np.minimum(caught[sizes] / total, 1))
+    return _SPAN(shares, sizes if np.isfinite(total) else np.full(len(places), -1))
 
 
 def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozenset[str]) -> Any:
@@ -207,11 +244,13 @@ def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozen
         given["energies_along_bos"] = energies_along_bos(resid, position)
     if "activation_median" in wanted:
         given["activation_median"] = activation_median(resid)
+    if "largest_activations" in wanted:
+        given["largest_activations"] = largest_activations(resid)
     if "span_of_top_rows" in wanted:
         given["span_of_top_rows"] = span_of_top_rows(resid, energies, top_rows)
     if "tightest_row" in wanted:
         given["tightest_row"] = tightest_row(resid, energies)
-    if not wanted & {"spectrum", "spectrum_without_bos"}:
+    if not wanted & SPECTRA:
         return ResidualSummary(**given)
     wide = resid.double()
     others = torch.cat([wide[:, :position], wide[:, position + 1 :]], 1)
@@ -226,44 +265,30 @@ def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozen
         scale = 2 / mirror.square().sum(-1)
         turned = others - (others @ mirror[:, :, None]) * (mirror * scale[:, None])[:, None]
         matrix, corner = turned.mT @ turned, energies[:, position]
-    matrices, corners = _to_host(matrix), _to_host(corner)
+    matrices, corners = to_host(matrix), to_host(corner)
 
-    def one(number: int) -> tuple[np.ndarray, np.ndarray]:
+    rows_side = resid.shape[1] <= resid.shape[2]
+
+    def one(number: int) -> dict[str, Any]:
         matrices.wait()
         corners.wait()
         lower = np.array(matrices.tensor[number].numpy().T, order="F")
         if not np.isfinite(lower).all():
-            return tuple(_without_numbers(*resid.shape[1:]).values())[:2]  # type: ignore[return-value]
-        main, off = lapack.tridiagonal(lower)
-        rows_side = resid.shape[1] <= resid.shape[2]
-        less = _positive(main[1:], off[1:]) if rows_side else _positive(main, off)
-        main[0] += corners.tensor[number].item()
-        return _positive(main, off), less
+            found = without_numbers(*resid.shape[1:])
+        else:
+            main, off = lapack.tridiagonal(lower)
+            whole = main.copy()
+            whole[0] += corners.tensor[number].item()
+            with np.errstate(all="ignore"):
+                found = read(whole, off, *((main[1:], off[1:]) if rows_side else (main, off)), wanted)
+        return {name: found[name] for name in SPECTRA & wanted}
 
-    def together(parts: list[tuple[np.ndarray, np.ndarray]]) -> ResidualSummary:
-        both = [torch.from_numpy(np.stack(found)).to(resid.device) for found in zip(*parts, strict=True)]
-        return ResidualSummary(**{**given, "spectrum": both[0], "spectrum_without_bos": both[1]})
+    def together(parts: list[dict[str, Any]]) -> ResidualSummary:
+        both = {name: _moved_to(resid.device, _stack([part[name] for part in parts])) for name in parts[0]}
+        return ResidualSummary(**{**given, **both})
 
     return run_apart(one, range(len(resid)), together)
 
 
-class _OnHost(NamedTuple):
-    """A tensor on its way to the processor's memory; `wait` before reading it."""
-
-    tensor: Tensor
-    ready: Any
-
-    def wait(self) -> None:
-        if self.ready is not None:
-            self.ready.synchronize()
-
-
-def _to_host(tensor: Tensor) -> _OnHost:
-    """A copy in the processor's memory; from a CUDA device without waiting for it."""
-    if tensor.device.type != "cuda":
-        return _OnHost(tensor, None)
-    held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    held.copy_(tensor, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(tensor.device))
-    return _OnHost(held, ready)
+def _moved_to(device: torch.device, value: Any) -> Any:
+    return value.to(device) if torch.is_tensor(value) else type(value)(*(v.to(device) for v in value))

@@ -5,6 +5,8 @@ and not row-normalised, always in float64: squaring costs half the digits, and a
 10⁴ times the others.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -13,6 +15,24 @@ from mcr_lens.metrics._registry import derived, metric
 
 TOP = 8
 """How many singular values a result keeps."""
+
+
+class TridiagonalForm(NamedTuple):
+    """The Gram matrix of each prompt as a tridiagonal matrix with BOS in front, and what is known of it.
+
+    `corner` is the first diagonal entry without BOS, NaN where the first row goes altogether. Of a small
+    matrix the entropies are known, and nothing is left of the matrix itself; of a large one they are NaN.
+    """
+
+    main: Float64[Tensor, "batch rank"]
+    off: Float64[Tensor, "batch less"]
+    corner: Float64[Tensor, "batch"]
+    top: Float64[Tensor, "batch top"]
+    total: Float64[Tensor, "batch"]
+    entropy: Float64[Tensor, "batch"]
+    top_without_bos: Float64[Tensor, "batch"]
+    total_without_bos: Float64[Tensor, "batch"]
+    entropy_without_bos: Float64[Tensor, "batch"]
 
 
 def _eigenvalues(rows: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, "batch rank"]:
@@ -48,6 +68,21 @@ def spectrum_without_bos(
     No values at all (rank 0) for a prompt of one token. Source: this library.
     """
     return _eigenvalues(torch.cat([resid[:, :position], resid[:, position + 1 :]], 1))
+
+
+@derived
+def tridiagonal_form(
+    spectrum: Float64[Tensor, "batch rank"], spectrum_without_bos: Float64[Tensor, "batch other"]
+) -> TridiagonalForm:
+    """What follows from both spectra, as if they were those of a small matrix. Source: this library."""
+    nothing = spectrum[:, :0]
+    without = spectrum_without_bos
+    return TridiagonalForm(
+        nothing, nothing, torch.full_like(spectrum[:, 0], torch.nan),
+        spectrum[:, :TOP], spectrum.sum(-1), _entropy(spectrum),
+        without.amax(-1) if without.shape[1] else torch.full_like(spectrum[:, 0], torch.nan),
+        without.sum(-1), _entropy(without),
+    )  # fmt: skip
 
 
 @derived

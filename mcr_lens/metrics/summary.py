@@ -15,13 +15,13 @@ from torch import Tensor
 from mcr_lens.metrics._registry import joint
 from mcr_lens.metrics.attention import diagonal, previous_diagonal, sink_column
 
-TILE = {"cpu": 2**18}
+TILE = {"cpu": 2**19}
 """Numbers in a tile: half of the second-level cache of a current processor core, in float32."""
 
 TILE_ELSEWHERE = 2**26
 """On a GPU, where starting an operation costs more than a pass over memory."""
 
-ROWS = 128
+ROWS = 32
 """Queries in a tile at most: so many are computed for nothing, at the diagonal."""
 
 

@@ -7,9 +7,10 @@ from models import bridge
 from pure import evaluate, random_inputs
 
 from mcr_lens import get_metric, measure
-from mcr_lens.metrics import residuals
-from mcr_lens.metrics._registry import _JOINT, get_derived
-from mcr_lens.metrics.norms import token_norms, top_rows
+from mcr_lens.metrics import residuals, spectrum, spectrum_without_bos, tridiagonal
+from mcr_lens.metrics._registry import _JOINT, get_derived, list_metrics
+from mcr_lens.metrics.norms import median_of, token_norms, top_rows
+from mcr_lens.metrics.quadrature import SpectralReadings, entropies, spectral_readings
 from mcr_lens.metrics.residuals import ResidualSummary, residual_summary
 from mcr_lens.metrics.summary import PatternSummary, pattern_summary
 from mcr_lens.visibility import Visibility
@@ -45,6 +46,10 @@ def residual(kind, length, width):
 def same_as_defined(found, given, position):
     for name, value in found._asdict().items():
         wanted = evaluate(get_derived()[name], given, position=position)
+        if name == "largest_activations":  # of equals, any
+            x = given["resid"].float()
+            assert torch.equal(x.abs()[torch.arange(len(x))[:, None], value[1], value[2]], wanted[0])
+            value, wanted = value[:1], wanted[:1]
         for one, other in zip(flat(value), flat(wanted), strict=True):
             assert one.shape == other.shape, name
             scale = float(other.double().abs().nan_to_num().max()) if other.numel() else 0.0
@@ -56,8 +61,10 @@ def same_as_defined(found, given, position):
 
 def test_every_quantity_has_a_definition_of_its_own():
     """A field that a joint computation gives can be had without it, with the same name."""
-    assert set(_JOINT) == set(ResidualSummary._fields) | set(PatternSummary._fields)
-    assert set(_JOINT) <= set(get_derived())
+    quantities = set(ResidualSummary._fields) | set(PatternSummary._fields)
+    assert set(_JOINT) == quantities | set(SpectralReadings._fields)
+    assert quantities <= set(get_derived())
+    assert set(SpectralReadings._fields) <= {m.name for m in list_metrics()}
 
 
 @pytest.mark.parametrize("kind", ["random", "massive", "elsewhere", "common", "zero row", "half"])
@@ -69,6 +76,72 @@ def test_residuals(kind, length, width):
         same_as_defined(summary(x, position), {"resid": x}, position)
 
 
+@pytest.mark.parametrize("easy", [0, tridiagonal.EASY])
+@pytest.mark.parametrize("kind", ["random", "massive", "elsewhere", "common", "zero row", "half", "repeated"])
+@pytest.mark.parametrize(
+    ("length", "width"), [(1, 8), (2, 8), (9, 8), (60, 8), (8, 9), (64, 64), (200, 300), (300, 200)]
+)
+def test_spectral_metrics_without_eigenvalues(monkeypatch, kind, length, width, easy):
+    """Entropies by quadrature and values by bisection are those of the spectra, with any BOS."""
+    monkeypatch.setattr(tridiagonal, "EASY", easy)
+    x = residual(kind, length, width)
+    if kind == "repeated":
+        x[:, 1:] = x[:, -1:].clone()
+    for position in {0, length // 2, length - 1}:
+        found = spectral_readings(summary(x, position).tridiagonal_form)
+        spectra = {"spectrum": spectrum(x), "spectrum_without_bos": spectrum_without_bos(x, position)}
+        scale = float(spectra["spectrum"].max().sqrt())
+        for name, value in found._asdict().items():
+            declared = get_metric(name)
+            wanted = declared.function(*(spectra[each] for each in declared.inputs))
+            # Squaring costs half the digits: a singular value of 10⁻⁸ of the largest is rounding.
+            off = {"rtol": 1e-9, "atol": 1e-7 * scale if name == "singular_values" else 1e-9}
+            torch.testing.assert_close(
+                value, wanted, equal_nan=True, msg=lambda t, n=name: f"{n}: {t}", **off
+            )
+
+
+def test_entropies_against_the_sum():
+    """Of diagonal matrices the entropy is known, and that of what is left without the first row."""
+    g = torch.Generator().manual_seed(3)
+    values = torch.rand(500, 40, generator=g, dtype=torch.float64) ** torch.linspace(0.1, 60, 500)[:, None]
+    main = values.numpy()
+    nothing = np.zeros((500, 39))
+    whole, without = entropies(main, nothing, np.full(500, np.nan))
+    same, replaced = entropies(main, nothing, main[:, 5])
+
+    def by_sum(rows):
+        share = rows / rows.sum(1, keepdims=True)
+        return torch.special.entr(torch.from_numpy(share)).sum(1).numpy()
+
+    np.testing.assert_allclose(whole, by_sum(main), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(without, by_sum(main[:, 1:]), rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(same, whole)
+    other = main.copy()
+    other[:, 0] = main[:, 5]
+    np.testing.assert_allclose(replaced, by_sum(other), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [5, 300])
+def test_spectral_metrics_of_nothing_and_of_no_numbers(length):
+    """X = 0 and NaN give what the metrics give."""
+    x = residual("random", length, 256)
+    x[0], x[1, 2, 3] = 0, float("nan")
+    found = spectral_readings(summary(x).tridiagonal_form)
+    for name, value in found._asdict().items():
+        declared = get_metric(name)
+        spectra = {"spectrum": spectrum(x), "spectrum_without_bos": spectrum_without_bos(x)}
+        wanted = declared.function(*(spectra[each] for each in declared.inputs))
+        torch.testing.assert_close(value[:2], wanted[:2], equal_nan=True, rtol=0, atol=0, msg=name)
+
+
+def test_a_median_of_numbers_that_repeat_their_pattern():
+    """Rows with dimensions of their own size: a sample at even steps would see a few of them only."""
+    rows = np.random.default_rng(0).normal(size=(128, 768)) * np.geomspace(1e-3, 1e3, 768)
+    for x in (np.abs(rows).ravel(), np.abs(rows[:, :767]).ravel(), np.abs(rows.astype(np.float32)).ravel()):
+        assert median_of(x) == np.median(x)
+
+
 @pytest.mark.parametrize(("length", "width"), SHAPES)
 def test_residuals_as_beside_a_gpu(length, width):
     """Gram matrices made on the device and solved on the processor give the same."""
@@ -76,6 +149,9 @@ def test_residuals_as_beside_a_gpu(length, width):
         x = residual(kind, length, width)
         found = residuals._from_device(x, top_rows(token_norms(x)), length // 2, residuals.FIELDS).result()
         same_as_defined(found, {"resid": x}, length // 2)
+        read, wanted = (spectral_readings(each.tridiagonal_form) for each in (found, summary(x, length // 2)))
+        for one, other in zip(read, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("length", [5, 80])
@@ -86,7 +162,7 @@ def test_what_is_asked_for_comes_and_nothing_else(length):
     for name in ResidualSummary._fields:
         alone = summary(x, wanted=frozenset([name]))
         for one, other in zip(flat(getattr(alone, name)), flat(getattr(whole, name)), strict=True):
-            assert torch.equal(one, other), name
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=name)
         assert all(value is None for field, value in alone._asdict().items() if field != name)
 
 
