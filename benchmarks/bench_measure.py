@@ -143,7 +143,7 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def peak(name: str, length: int, batch: int, way: str) -> float:
-    """Peak memory of a fresh process that does this once, in MiB."""
+    """Peak memory of a fresh process while it does this once, in MiB: all of it, model and libraries too."""
     command = [sys.executable, __file__, "--peak", name, str(length), str(batch), way]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -183,28 +183,33 @@ def main() -> None:
         name, length, batch, way = given.peak
         model = bridge(name)
         tokens = torch.randint(0, model.cfg.d_vocab, (int(batch), int(length)))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is of the model's loading
         ways(model, tokens, int(batch))[way]()
         # Not from `getrusage`: a child process begins with the peak of the one that started it.
         print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
         return
-    found: dict[str, Any] = {"machine": machine(), "times": [], "peaks": []}
+    found: dict[str, Any] = {"machine": machine(), "times": [], "mixed": None, "peaks": []}
+
+    def keep(said: Any) -> None:
+        print(json.dumps(said), flush=True)
+        if given.out:  # after every case: an interrupted run keeps what it has
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps(found, indent=2) + "\n")
+
+    for name in ("gpt2",) if given.quick else ("gpt2", "llama"):
+        peaks = {way: round(peak(name, 512, 8, way)) for way in ("bare", "no unembedding", "all", "usual")}
+        found["peaks"].append({"model": name, "tokens": 512, "batch": 8, "MiB": peaks})
+        keep(found["peaks"][-1])
+    found["mixed"] = mixed(given.rounds)
+    keep(found["mixed"])
     for name, length, batch in QUICK if given.quick else FULL:
         if not re.search(given.cases, f"{name}:{length}:{batch}"):
             continue
         groups = GROUPS if length == 512 and batch == 1 and not given.quick else ()
         wanted = ("bare", "no unembedding", "all", "usual", *groups)
-        rounds = given.rounds if length * batch < 4096 else max(2, given.rounds // 2)
+        rounds = given.rounds if length * batch < 4096 else max(1, given.rounds // 3)
         found["times"].append(times(name, length, batch, rounds, wanted))
-        print(json.dumps(found["times"][-1]), flush=True)
-    found["mixed"] = mixed(given.rounds)
-    print(json.dumps(found["mixed"]), flush=True)
-    for name in {"gpt2": None, **{each["model"]: None for each in found["times"] if each["tokens"] == 512}}:
-        peaks = {way: round(peak(name, 512, 8, way)) for way in ("bare", "no unembedding", "all", "usual")}
-        found["peaks"].append({"model": name, "tokens": 512, "batch": 8, "MiB": peaks})
-        print(json.dumps(found["peaks"][-1]), flush=True)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(found, indent=2) + "\n")
+        keep(found["times"][-1])
 
 
 if __name__ == "__main__":

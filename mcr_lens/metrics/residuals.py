@@ -135,17 +135,19 @@ def _summarize(rows: Tensor, places: np.ndarray, position: int, wanted: frozense
 
 
 def _largest(magnitudes: np.ndarray) -> Any:
-    """As `largest_activations`: the largest three stand in the three rows whose largest is largest."""
+    """As `largest_activations`; the largest three stand in the three rows whose largest is largest."""
     by_row = magnitudes.max(1)
     if len(by_row) < TOP or np.isnan(by_row).any():
         given = largest_activations(torch.from_numpy(magnitudes.copy())[None])
         return _LARGEST(*(part[0].numpy() for part in given))
-    rows = np.argsort(by_row)[-TOP:]
-    candidates = magnitudes[rows].ravel()
-    places = np.argpartition(candidates, -TOP)[-TOP:]
-    places = places[np.argsort(-candidates[places])]
-    width = magnitudes.shape[1]
-    return _LARGEST(candidates[places], rows[places // width], places % width)
+    rows = np.sort(np.argsort(-by_row, kind="stable")[:TOP])
+    candidates, width = magnitudes[rows].ravel(), magnitudes.shape[1]
+    found = np.empty(TOP, candidates.dtype), np.empty(TOP, np.int64)
+    for number in range(TOP):  # of equals, the first
+        place = candidates.argmax()
+        found[0][number], found[1][number] = candidates[place], place
+        candidates[place] = -1
+    return _LARGEST(found[0], rows[found[1] // width], found[1] % width)
 
 
 def _moved(places: np.ndarray, position: int) -> np.ndarray:
