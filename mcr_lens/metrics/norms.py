@@ -118,12 +118,13 @@ def top_rows(token_norms: Float[Tensor, "batch pos"]) -> TopRows:
 
 @derived
 def largest_activations(resid: Float[Tensor, "batch pos d_model"]) -> Largest:
-    """The three largest activations by magnitude, with token and dimension; among equals, any."""
+    """The three largest activations by magnitude, with token and dimension; of equals, the first."""
     wide = _at_least_float32(resid)
     # The largest three stand in the three rows whose largest is largest.
-    rows = torch.maximum(wide.amax(-1), -wide.amin(-1)).topk(min(TOP, wide.shape[1]), dim=1).indices
+    by_row = torch.maximum(wide.amax(-1), -wide.amin(-1))
+    rows = _top(by_row)[1][:, : wide.shape[1]].sort(dim=1).values
     candidates = wide.gather(1, rows[..., None].expand(-1, -1, wide.shape[-1])).abs()
-    magnitude, flat = candidates.flatten(1).topk(TOP, dim=1)
+    magnitude, flat = _top(candidates.flatten(1))
     d_model = resid.shape[-1]
     return Largest(magnitude, rows.gather(1, flat // d_model), flat % d_model)
 
