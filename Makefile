@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/newest.txt
 OUT ?= mcr-lens-demo
+SELECT ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
@@ -12,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/mcr-lens demo --out $(OUT)
 
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "$(SELECT)"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake -n 2 notebooks
 
 lint: $(VENV)/.lint

@@ -89,9 +89,12 @@ def demo_folder() -> Path:
     return Path(str(files("mcr_lens") / "demo"))
 
 
-def _boot(name: str, kind: Any, device: Any, device_map: Any, revision: str | None, tokenizer: Any) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
+def model_source(name: str) -> str:
+    """What Hugging Face loads a model of this name from: the bundled model's folder, a folder, a hub name.
 
+    Raises:
+        ModelLoadError: it is a file, or a folder without a model.
+    """
     source = str(demo_folder()) if name == DEMO else name
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -99,6 +102,13 @@ def _boot(name: str, kind: Any, device: Any, device_map: Any, revision: str | No
             f"{name!r} is no model: {'it holds no config.json' if folder.is_dir() else 'it is a file'}; "
             "pass a Hugging Face folder, a hub name, or 'demo'"
         )
+    return source
+
+
+def _boot(name: str, kind: Any, device: Any, device_map: Any, revision: str | None, tokenizer: Any) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    source = model_source(name)
     options: dict[str, Any] = {"dtype": kind or torch.float32, "tokenizer": tokenizer}
     options |= {"device_map": device_map} if device_map is not None else {"device": device}
     if revision is not None:
@@ -108,7 +118,7 @@ def _boot(name: str, kind: Any, device: Any, device_map: Any, revision: str | No
             return TransformerBridge.boot_transformers(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         # torch asserts that it was built for the device that is asked for.
-        raise ModelLoadError(_explain(name, folder, error)) from error
+        raise ModelLoadError(_explain(name, Path(source), error)) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mcr_lens.models import DEMO, ModelLoadError, demo_folder
+from mcr_lens.models import ModelLoadError, model_source
 from mcr_lens.provenance import LOADED
 from mcr_lens.served import ServedModel, is_plain
 
@@ -69,13 +69,7 @@ def serve(
 def _load(name: str, tokenizer: Any, dtype: Any, device: Any, attention: Any, options: dict[str, Any]) -> Any:
     import transformers as hf
 
-    source = str(demo_folder()) if name == DEMO else name
-    folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelLoadError(
-            f"{name!r} is no model: {'it holds no config.json' if folder.is_dir() else 'it is a file'}; "
-            "pass a Hugging Face folder, a hub name, or 'demo'"
-        )
+    source = model_source(name)
     shared = {key: options[key] for key in ("revision", "trust_remote_code", "token") if key in options}
     chosen = {"dtype": _dtype(dtype), **options}
     if attention is not None:

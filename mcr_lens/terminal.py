@@ -1,7 +1,9 @@
 """How do results, notes and errors look in a terminal or a pipe?"""
 
+import _thread
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ def in_words() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning)
         warnings.showwarning = _Notes(warnings.showwarning)
+        before, sys.unraisablehook = sys.unraisablehook, _Interrupts(sys.unraisablehook)
         try:
             yield
         except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -34,6 +37,8 @@ def in_words() -> Iterator[None]:
                 raise
             say(f"error: {sentence(error)}")
             raise typer.Exit(1) from None
+        finally:
+            sys.unraisablehook = before
 
 
 def say(line: str) -> None:
@@ -49,6 +54,21 @@ def sentence(error: BaseException) -> str:
     if type(error) is KeyError:
         return f"{text} is missing"
     return text or type(error).__name__
+
+
+class _Interrupts:
+    """Send Ctrl-C once more where it came while an object was taken down, which Python would only report."""
+
+    def __init__(self, others: Any) -> None:
+        self._others = others
+
+    def __call__(self, unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            again = threading.Timer(0.01, _thread.interrupt_main)  # here, it would be lost once more
+            again.daemon = True
+            again.start()
+        else:
+            self._others(unraisable)
 
 
 class _Notes:

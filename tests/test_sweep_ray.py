@@ -62,12 +62,10 @@ def engine(worker, **changes) -> sweep_ray.RayEngine:
     return sweep_ray.RayEngine(read_plan(given | {"workers": 2} | changes), 1, worker)
 
 
-def test_a_worker_that_dies_is_replaced(cluster, tmp_path):
-    """Its part is measured by another; nothing is lost or made twice, and Ray still runs afterwards."""
+def dying_over(part: int, *, once: bool):
+    """A worker that ends its process over one part: the first time, or always."""
 
     class Dying:
-        """Ends its process over part 2, once."""
-
         def __init__(self, threads):
             pass
 
@@ -80,12 +78,17 @@ def test_a_worker_that_dies_is_replaced(cluster, tmp_path):
             from pathlib import Path
 
             deaths = Path(task.model.name)
-            if task.number == 2 and not list(deaths.iterdir()):
+            if task.number == part and not (once and list(deaths.iterdir())):
                 (deaths / str(os.getpid())).touch()
                 os._exit(1)
             return Outcome(task)
 
-    found = list(engine(Dying).run([iter(tasks(tmp_path, 6))]))
+    return Dying
+
+
+def test_a_worker_that_dies_is_replaced(cluster, tmp_path):
+    """Its part is measured by another; nothing is lost or made twice, and Ray still runs afterwards."""
+    found = list(engine(dying_over(2, once=True)).run([iter(tasks(tmp_path, 6))]))
     assert sorted(o.task.number for o in found) == list(range(6))
     assert [o.error for o in found] == [None] * 6 and len(list(tmp_path.iterdir())) == 1
     assert ray.is_initialized()
@@ -93,26 +96,10 @@ def test_a_worker_that_dies_is_replaced(cluster, tmp_path):
 
 def test_a_part_that_kills_every_worker_is_given_up(cluster, tmp_path):
     """After three deaths the part is told as failed, and the others are made."""
-
-    class Dying:
-        """Ends its process over part 1, always."""
-
-        def __init__(self, threads):
-            pass
-
-        def versions(self):
-            from mcr_lens.sweep_engines import versions
-
-            return versions()
-
-        def make(self, task):
-            if task.number == 1:
-                os._exit(1)
-            return Outcome(task)
-
-    found = {o.task.number: o.error for o in engine(Dying).run([iter(tasks(tmp_path, 4))])}
+    workers = engine(dying_over(1, once=False))
+    found = {o.task.number: o.error for o in workers.run([iter(tasks(tmp_path, 4))])}
     assert found[1] == "3 workers died over it (is the memory too small?)"
-    assert [found[i] for i in (0, 2, 3)] == [None] * 3
+    assert [found[i] for i in (0, 2, 3)] == [None] * 3 and len(list(tmp_path.iterdir())) == 3
 
 
 def test_workers_of_other_versions(cluster, tmp_path):
