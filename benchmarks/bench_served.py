@@ -12,9 +12,10 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from bench_measure import alternating
 
 EAGER = 8192
 """The longest prompt that eager attention is run on: it holds H · T² numbers several times over."""
@@ -63,13 +64,7 @@ def times(length: int, repeats: int = 5, vocabulary: int = 32000) -> dict[str, f
     if length <= EAGER:
         eager = llama("eager", vocabulary)
         runs["eager"] = lambda: forward(eager, tokens)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):  # the first one warms up
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = alternating(runs, repeats)
     found = {name: statistics.median(values) for name, values in seconds.items()}
     return found | {f"measure/{name}": found["measure"] / found[name] for name in found if name != "measure"}
 

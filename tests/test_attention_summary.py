@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from dispatch import Largest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcr_lens import attention_summary
 from mcr_lens.attention_summary import summarize
@@ -158,21 +158,6 @@ def test_rows_sum_to_one_by_columns():
     found = summarize(query, key, scale=0.25)
     assert torch.allclose(found.column_sums.sum(-1), torch.full((2, 4), 700.0), rtol=1e-6)
     assert torch.equal(found.diagonal[..., 0], torch.ones(2, 4))
-
-
-class Largest(TorchDispatchMode):
-    """Counts the elements of the largest tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            if torch.is_tensor(tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return made
 
 
 def test_memory_grows_with_the_length_and_not_with_its_square():

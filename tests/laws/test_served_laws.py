@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from dispatch import Largest
 from models import FAMILIES, bridge, hugging_face
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcr_lens
 from mcr_lens import CannotServeError, compare, measure, observe, serve, zero_bos_mlp
@@ -133,21 +133,6 @@ def test_padding_on_either_side_makes_no_difference(family, prompts):
         with observe(serve(model)) as watch, torch.no_grad():
             model(rows, attention_mask=mask)
         assert_same(watch.result(), wanted, 1e-4)
-
-
-class Largest(TorchDispatchMode):
-    """Counts the elements of the largest tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            if torch.is_tensor(tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return made
 
 
 def test_no_tensor_of_the_square_of_the_length_is_ever_made():
