@@ -142,6 +142,14 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
+def fits(name: str, length: int, batch: int) -> bool:
+    """Whether what the usual way keeps, two square tensors and some twenty states a layer, fits in memory."""
+    layers, heads, width = (12, 12, 768) if name == "gpt2" else (16, 16, 1024)
+    kept = 4 * layers * batch * (2 * heads * length**2 + 20 * length * width)
+    available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    return available is None or kept < 0.9 * 1024 * int(available[1])
+
+
 def peak(name: str, length: int, batch: int, way: str) -> float:
     """Peak memory of a fresh process while it does this once, in MiB: all of it, model and libraries too."""
     command = [sys.executable, __file__, "--peak", name, str(length), str(batch), way]
@@ -206,7 +214,8 @@ def main() -> None:
         if not re.search(given.cases, f"{name}:{length}:{batch}"):
             continue
         groups = GROUPS if length == 512 and batch == 1 and not given.quick else ()
-        wanted = ("bare", "no unembedding", "all", "usual", *groups)
+        usual = ("usual",) if fits(name, length, batch) else ()
+        wanted = ("bare", "no unembedding", "all", *usual, *groups)
         rounds = given.rounds if length * batch < 4096 else max(1, given.rounds // 3)
         found["times"].append(times(name, length, batch, rounds, wanted))
         keep(found["times"][-1])

@@ -29,7 +29,7 @@ def times(found: dict[str, Any]) -> str:
     rows = []
     for each in found["times"]:
         over, less = each["over bare"], each["over no unembedding"]
-        usual = round(over["usual"] / over["all"], 2)
+        usual = round(over["usual"] / over["all"], 2) if "usual" in over else "does not fit"
         groups = ", ".join(
             f"{g} {less[g]}" for g in less if g not in ("bare", "no unembedding", "all", "usual")
         )

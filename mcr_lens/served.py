@@ -17,7 +17,7 @@ from mcr_lens.hookpoints import READS, HookedModel
 from mcr_lens.provenance import LOADED
 from mcr_lens.served_attention import implementation, reading
 from mcr_lens.served_hooks import LayerReader, ServedPoint, install, through, watch_ids
-from mcr_lens.served_parts import Block, Parts, find_parts, language_config, logits_of, run
+from mcr_lens.served_parts import Block, Parts, known_parts, language_config, logits_of, run
 from mcr_lens.visibility import Visibility, attention_chunk, attention_window
 
 LACKS = {
@@ -99,7 +99,7 @@ class ServedModel:
         self._points: dict[str, ServedPoint] = {}
         device = _input_device(self.original_model)
         with _evaluating(self.original_model):
-            self._parts: Parts = find_parts(self.original_model, device, self._limits)
+            self._parts: Parts = known_parts(self.original_model, device, self._limits)
         self.cfg = _describe(self.original_model, self._parts, device)
         self.lacks: Mapping[str, str] = {**LACKS, **self._parts.lacks}
         names = ["embed.hook_in", "blocks.0.hook_resid_pre"]

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mcr_lens.served_attention import (
     Attention,
     CannotServeError,
+    configurations,
     implementation,
     reading,
     uncompiled,
@@ -73,6 +75,39 @@ class _Call:
     def attention(self, seen: Attention, output: Any) -> Any:
         self.seen, self.output, self.count = seen, first_tensor(output), self.count + 1
         return output
+
+
+def known_parts(model: nn.Module, device: torch.device, limits: Limits) -> Parts:
+    """The same as `find_parts`, without running the model again as long as it is made of the same modules.
+
+    A new module, another `forward`, a hook more or less, another configuration or attention implementation:
+    each of them is looked at anew.
+
+    Raises:
+        CannotServeError: see `find_parts`.
+
+    Source: this library.
+    """
+    made_of = (
+        device,
+        str(getattr(model, "config", None)),
+        tuple(config._attn_implementation_internal for config in configurations(model)),
+        tuple(
+            (
+                id(module), id(module.__dict__.get("forward")),
+                tuple(module._forward_hooks), tuple(module._forward_pre_hooks),
+            )
+            for module in model.modules()
+        ),
+    )  # fmt: skip
+    before = _FOUND.get(model)
+    if before is None or before[0] != made_of:
+        # With the modules themselves: as long as they live, no other has their identity.
+        _FOUND[model] = before = (made_of, find_parts(model, device, limits), list(model.modules())[1:])
+    return before[1]
+
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[Any, Parts, list[nn.Module]]] = WeakKeyDictionary()
 
 
 def find_parts(model: nn.Module, device: torch.device, limits: Limits) -> Parts:

@@ -1,8 +1,11 @@
 """Which Hugging Face models are measured as they are served, which are refused, and what is said?"""
 
+import gc
 import json
 import tempfile
 import warnings
+import weakref
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from mcr_lens import (
     measure,
     observe,
     serve,
+    served_parts,
     zero_bos_mlp,
 )
 from mcr_lens.cli import app
@@ -51,6 +55,39 @@ def wanted():
 def assert_equal(found, wanted, within=1e-6):
     for name in wanted.data_vars:
         assert np.allclose(found[name], wanted[name], atol=within, rtol=within, equal_nan=True), name
+
+
+# -- what is found once --
+
+
+def test_a_model_is_looked_at_once_as_long_as_it_stays_the_same(monkeypatch, prompts):
+    """Another module, forward, hook, configuration or attention: it is looked at anew; weights may change."""
+    looked, find = [], served_parts.find_parts
+    monkeypatch.setattr(served_parts, "find_parts", lambda *given: looked.append(1) or find(*given))
+    model = llama()
+
+    def times():
+        measure(model, prompts, "norms", progress=False)
+        return len(looked)
+
+    assert times() == 1 and times() == 1
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    assert times() == 1
+    model.model.layers[1].mlp = deepcopy(model.model.layers[1].mlp)
+    assert times() == 2
+    handle = model.model.layers[0].register_forward_hook(lambda *given: None)
+    assert times() == 3
+    handle.remove()
+    forward = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: forward(x)
+    assert times() == 4
+    model.set_attn_implementation("eager")
+    assert times() == 5 and times() == 5
+    gone = weakref.ref(model)
+    del model, forward, handle
+    gc.collect()
+    assert gone() is None
 
 
 # -- compiled, quantised, split --

@@ -180,26 +180,34 @@ def _by_columns(x: np.ndarray, wanted: frozenset[str]) -> dict[str, Any]:
     """
     energies = np.einsum("td,td->t", x, x)
     unit = x[0] / np.sqrt(energies[0]) if energies[0] else x[0]
-    found: dict[str, Any] = {"row_energies": energies}
-    if "energies_along_bos" in wanted:
-        found["energies_along_bos"] = np.square(x @ unit)
+    along = np.square(x @ unit)
+    found: dict[str, Any] = {"row_energies": energies, "energies_along_bos": along}
     if not np.isfinite(energies).all():
         return found | without_numbers(*x.shape)
     if not wanted & {*SPECTRA, "tightest_row"}:
         return found
+    rest = lapack.gram(x[1:], of_columns=True)
+    rest += np.tril(rest, -1).T
+    if "tightest_row" in wanted:
+        product = np.matmul(x, rest, out=SCRATCH.array("product", x.shape))
+        found["caught"] = np.einsum("td,td->t", product, x) + along * energies[0]
+    if wanted & SPECTRA:
+        main, off = lapack.tridiagonal(_reflected(rest, unit))
+        with_bos = main.copy()
+        with_bos[0] += energies[0]
+        found |= read(with_bos, off, main, off, wanted)
+    return found
+
+
+def _reflected(matrix: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """H A H for a symmetric A, where the reflection H takes a direction to the first axis."""
     mirror = unit.copy()
     mirror[0] += 1.0 if mirror[0] >= 0 else -1.0
-    norm = mirror @ mirror
-    turned = x - np.multiply.outer(x @ mirror, mirror * (2 / norm)) if norm else x
-    rest = lapack.gram(turned[1:], of_columns=True)
-    if "tightest_row" in wanted:
-        whole = rest + np.tril(rest, -1).T
-        whole[0, 0] += energies[0]
-        found["caught"] = np.einsum("td,td->t", turned @ whole, turned)
-    main, off = lapack.tridiagonal(rest)
-    with_bos = main.copy()
-    with_bos[0] += energies[0]
-    return found | read(with_bos, off, main, off, wanted)
+    mirror /= np.sqrt(mirror @ mirror)
+    image = matrix @ mirror
+    image -= (mirror @ image) * mirror
+    both = np.multiply.outer(mirror, image)
+    return np.asfortranarray(matrix - 2 * (both + both.T))
 
 
 def _tightest(energies: np.ndarray, caught: np.ndarray) -> Any:
