@@ -2,7 +2,7 @@
 
     python benchmarks/bench_measure.py [--quick] [--out benchmarks/results/NAME.json]
 
-In one process, alternating: the bare forward pass (eager attention), the same without the unembedding,
+In a process for each case, alternating: the bare forward pass (eager attention), the same without unembedding,
 `measure` with all default metrics and with each group alone, and the usual way, `run_with_cache` with the
 singular values of every depth and the mean of every pattern. Ratios are medians over rounds. Peaks are of a
 fresh process each.
@@ -88,6 +88,13 @@ def times(name: str, length: int, batch: int, rounds: int, wanted: tuple[str, ..
     tokens = torch.randint(0, model.cfg.d_vocab, (batch, length), generator=torch.Generator().manual_seed(1))
     seconds = alternating({k: v for k, v in ways(model, tokens, batch).items() if k in wanted}, rounds)
     return {"model": name, "tokens": length, "batch": batch, **ratios(seconds)}
+
+
+def times_apart(*case: Any) -> dict[str, Any]:
+    """The same in a process of its own: how the allocator has grown by then depends on what ran before."""
+    command = [sys.executable, __file__, "--one", json.dumps(case)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(said.splitlines()[-1])
 
 
 def mixed(rounds: int) -> dict[str, Any]:
@@ -183,6 +190,7 @@ def main() -> None:
     parser.add_argument(
         "--peak", nargs=4, metavar=("MODEL", "TOKENS", "BATCH", "WAY"), help=argparse.SUPPRESS
     )
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.peak:
@@ -195,6 +203,9 @@ def main() -> None:
         ways(model, tokens, int(batch))[way]()
         # Not from `getrusage`: a child process begins with the peak of the one that started it.
         print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
+        return
+    if given.one:
+        print(json.dumps(times(*given.one)))
         return
     found: dict[str, Any] = {"machine": machine(), "times": [], "mixed": None, "peaks": []}
 
@@ -217,7 +228,7 @@ def main() -> None:
         usual = ("usual",) if fits(name, length, batch) else ()
         wanted = ("bare", "no unembedding", "all", *usual, *groups)
         rounds = given.rounds if length * batch < 4096 else max(1, given.rounds // 3)
-        found["times"].append(times(name, length, batch, rounds, wanted))
+        found["times"].append(times_apart(name, length, batch, rounds, wanted))
         keep(found["times"][-1])
 
 
