@@ -2,7 +2,7 @@
 
     python benchmarks/bench_measure.py [--quick] [--out benchmarks/results/NAME.json]
 
-In a process for each case, alternating: the bare forward pass (eager attention), the same without unembedding,
+Alternating, in a process for each case: the bare forward pass (eager attention), without the unembedding,
 `measure` with all default metrics and with each group alone, and the usual way, `run_with_cache` with the
 singular values of every depth and the mean of every pattern. Ratios are medians over rounds. Peaks are of a
 fresh process each.

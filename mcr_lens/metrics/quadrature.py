@@ -18,8 +18,9 @@ from mcr_lens.metrics.spectral import TOP, TridiagonalForm
 STEP = 0.6
 """Distance of the points: an error of 10⁻¹⁴."""
 
-LOWEST, HIGHEST = -36.0, 34.0
-"""From rounding to where Σ λ is all that is left, for a matrix of trace one."""
+LOWEST, HIGHEST = -56.0, 34.0
+"""For a matrix of trace one: from below the rounding of what a massive BOS leaves over, 10⁻⁸ of all energy
+and less, to where Σ λ is all that is left."""
 
 TOGETHER = 2**14
 """Numbers in one step of the recursion, so that all of its arrays stay in the cache."""
