@@ -81,7 +81,7 @@ def grown(growth: dict[str, Any]) -> str:
     most = max(shares, key=lambda tokens: shares[tokens])
     overtaken = [tokens for tokens, share in shares.items() if share > 1]
     point = (
-        f"they take longer than the forward pass from T = {overtaken[0]} to T = {overtaken[-1]}"
+        f"they take longer than the forward pass at T = {', '.join(map(str, overtaken))}"
         if overtaken
         else "they never overtake the forward pass"
     )
@@ -90,8 +90,8 @@ def grown(growth: dict[str, Any]) -> str:
 ![Seconds against tokens, layers, heads and prompts](images/growth.png)
 
 In that family (width 256), the spectra of all depths weigh most at T = {most}, with {shares[most]:.2f} of the
-forward pass; {point}. Beyond T = 256 the matrix has the width's side, and costs grow
-linearly.
+forward pass; {point}.
+Beyond T = 256 the matrix has the width's side, and costs grow linearly.
 
 """
 
