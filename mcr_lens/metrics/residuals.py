@@ -23,7 +23,7 @@ from mcr_lens.metrics.norms import (
     largest_activations,
     median_of,
 )
-from mcr_lens.metrics.spectral import TridiagonalForm
+from mcr_lens.metrics.spectral import TridiagonalForm, tridiagonal_form
 from mcr_lens.metrics.theory import (
     SAME_DIRECTION,
     TIED,
@@ -59,6 +59,7 @@ class ResidualSummary(NamedTuple):
 _LARGEST, _SPAN, _TIGHTEST = (cast(Any, record) for record in (Largest, Span, Tightest))
 
 FIELDS = frozenset(ResidualSummary._fields)
+NOTHING: dict[str, Any] = dict.fromkeys(ResidualSummary._fields)
 
 
 @joint(ResidualSummary)
@@ -84,22 +85,30 @@ def residual_summary(
         with np.errstate(all="ignore"):  # 0/0 and infinity are said by the numbers that come out
             return _summarize(rows[number], places[number], position, wanted)
 
+    def together(parts: list[dict[str, Any]]) -> ResidualSummary:
+        return ResidualSummary(**NOTHING | _together(parts, wanted))
+
     numbers = range(len(rows))
     if small:
-        return _together([one(number) for number in numbers])
-    return run_apart(one, numbers, _together, held=rows.nbytes)
+        return together([one(number) for number in numbers])
+    return run_apart(one, numbers, together, held=rows.nbytes)
 
 
-def _together(parts: list[dict[str, Any]]) -> ResidualSummary:
-    stacked = {name: _stack([part[name] for part in parts]) for name in parts[0]}
-    return ResidualSummary(**{name: stacked.get(name) for name in ResidualSummary._fields})
+def _together(
+    parts: list[dict[str, Any]], wanted: frozenset[str], device: torch.device | None = None
+) -> dict[str, Any]:
+    """What is wanted of all prompts, on this device."""
+    stacked = {name: _stack([part[name] for part in parts], device) for name in parts[0]}
+    if "tridiagonal_form" in wanted and "tridiagonal_form" not in stacked:
+        stacked["tridiagonal_form"] = tridiagonal_form(stacked["spectrum"], stacked["spectrum_without_bos"])
+    return {name: stacked[name] for name in wanted & stacked.keys()}
 
 
-def _stack(values: Sequence[Any]) -> Any:
+def _stack(values: Sequence[Any], device: torch.device | None) -> Any:
     """Numbers of all prompts as one tensor; of records, part by part."""
     if isinstance(values[0], tuple):
-        return type(values[0])(*map(_stack, zip(*values, strict=True)))
-    return torch.from_numpy(np.stack(values))
+        return type(values[0])(*(_stack(part, device) for part in zip(*values, strict=True)))
+    return torch.from_numpy(np.stack(values)).to(device)
 
 
 def _summarize(rows: Tensor, places: np.ndarray, position: int, wanted: frozenset[str]) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def _summarize(rows: Tensor, places: np.ndarray, position: int, wanted: frozense
         found[name] = np.concatenate([others[:position], first, others[position:]])
     if "tightest_row" in wanted:
         found["tightest_row"] = _tightest(found["row_energies"], found["caught"])
-    return {name: number for name, number in found.items() if name in wanted}
+    return {name: number for name, number in found.items() if name in FIELDS}
 
 
 def _largest(magnitudes: np.ndarray) -> Any:
@@ -191,12 +200,15 @@ def _by_columns(x: np.ndarray, wanted: frozenset[str]) -> dict[str, Any]:
     if "tightest_row" in wanted:
         product = np.matmul(x, rest, out=SCRATCH.array("product", x.shape))
         found["caught"] = np.einsum("td,td->t", product, x) + along * energies[0]
-    if wanted & SPECTRA:
-        main, off = lapack.tridiagonal(_reflected(rest, unit))
-        with_bos = main.copy()
-        with_bos[0] += energies[0]
-        found |= read(with_bos, off, main, off, wanted)
-    return found
+    return found | _read_columns(rest, unit, energies[0], wanted) if wanted & SPECTRA else found
+
+
+def _read_columns(rest: np.ndarray, unit: np.ndarray, energy: Any, wanted: frozenset[str]) -> dict[str, Any]:
+    """As `read`, from Xᵀ X of the rows without BOS, and the direction and energy of BOS."""
+    main, off = lapack.tridiagonal(_reflected(rest, unit))
+    with_bos = main.copy()
+    with_bos[0] += energy
+    return read(with_bos, off, main, off, wanted)
 
 
 def _reflected(matrix: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -247,9 +259,8 @@ def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozen
     An eigenvalue solver on a GPU can cost many times the forward pass; the small Gram matrices go to the
     processor's memory on their own and are solved there while the GPU goes on.
     """
-    given: dict[str, Any] = dict.fromkeys(ResidualSummary._fields)
     energies = row_energies(resid)
-    given["row_energies"] = energies
+    given = NOTHING | {"row_energies": energies}
     if "energies_along_bos" in wanted:
         given["energies_along_bos"] = energies_along_bos(resid, position)
     if "activation_median" in wanted:
@@ -263,42 +274,26 @@ def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozen
     if not wanted & SPECTRA:
         return ResidualSummary(**given)
     wide = resid.double()
-    others = torch.cat([wide[:, :position], wide[:, position + 1 :]], 1)
     first = wide[:, position]
-    if wide.shape[1] <= wide.shape[2]:
-        ordered = torch.cat([first[:, None], others], 1)
-        matrix, corner = ordered @ ordered.mT, torch.zeros_like(energies[:, 0])
-    else:
-        length = first.norm(dim=-1, keepdim=True)
-        mirror = torch.where(length == 0, 0.0, first / length)
-        mirror[:, 0] += torch.where(mirror[:, 0] >= 0, 1.0, -1.0)
-        scale = 2 / mirror.square().sum(-1)
-        turned = others - (others @ mirror[:, :, None]) * (mirror * scale[:, None])[:, None]
-        matrix, corner = turned.mT @ turned, energies[:, position]
-    matrices, corners = to_host(matrix), to_host(corner)
-
-    rows_side = resid.shape[1] <= resid.shape[2]
+    others = torch.cat([wide[:, :position], wide[:, position + 1 :]], 1)
+    by_rows = wide.shape[1] <= wide.shape[2]
+    rows = torch.cat([first[:, None], others], 1) if by_rows else others.mT
+    matrices, firsts = to_host(rows @ rows.mT), to_host(first)
 
     def one(number: int) -> dict[str, Any]:
         matrices.wait()
-        corners.wait()
-        lower = np.array(matrices.tensor[number].numpy().T, order="F")
-        if not np.isfinite(lower).all():
-            found = without_numbers(*resid.shape[1:])
-        else:
-            main, off = lapack.tridiagonal(lower)
-            whole = main.copy()
-            whole[0] += corners.tensor[number].item()
-            with np.errstate(all="ignore"):
-                found = read(whole, off, *((main[1:], off[1:]) if rows_side else (main, off)), wanted)
-        return {name: found[name] for name in SPECTRA & wanted}
+        firsts.wait()
+        matrix, bos = matrices.tensor[number].numpy(), firsts.tensor[number].numpy()
+        if not (np.isfinite(matrix).all() and np.isfinite(bos).all()):
+            return without_numbers(*resid.shape[1:])
+        with np.errstate(all="ignore"):
+            if by_rows:
+                main, off = lapack.tridiagonal(np.array(matrix.T, order="F"))
+                return read(main, off, main[1:], off[1:], wanted)
+            energy = bos @ bos
+            return _read_columns(matrix, bos / np.sqrt(energy) if energy else bos, energy, wanted)
 
     def together(parts: list[dict[str, Any]]) -> ResidualSummary:
-        both = {name: _moved_to(resid.device, _stack([part[name] for part in parts])) for name in parts[0]}
-        return ResidualSummary(**{**given, **both})
+        return ResidualSummary(**given | _together(parts, wanted, resid.device))
 
     return run_apart(one, range(len(resid)), together)
-
-
-def _moved_to(device: torch.device, value: Any) -> Any:
-    return value.to(device) if torch.is_tensor(value) else type(value)(*(v.to(device) for v in value))

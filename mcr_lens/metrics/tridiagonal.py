@@ -20,37 +20,20 @@ def read(
 ) -> dict[str, Any]:
     """The spectra, or what the metrics read of them, from the matrix in tridiagonal form and without BOS.
 
-    All eigenvalues where somebody asks for them or where they cost little.
+    All eigenvalues where somebody asks for them or where they cost little: in that case the form follows from
+    them by `tridiagonal_form`.
     """
     found: dict[str, Any] = {}
     if wanted & {"spectrum", "spectrum_without_bos"} or len(main) <= EASY:
         found = {"spectrum": _positive(main, off), "spectrum_without_bos": _positive(less, less_off)}
-    if "tridiagonal_form" not in wanted:
-        return found
-    totals = main.sum(), less.sum()
-    if len(main) <= EASY:
-        nothing, nan = np.empty(0), np.float64(np.nan)
-        whole, without = found.values()
+    if "tridiagonal_form" in wanted and len(main) > EASY:
+        nan = np.float64(np.nan)
         found["tridiagonal_form"] = _FORM(
-            nothing, nothing, nan, whole[:TOP], totals[0], _entropy(whole, totals[0]),
-            without[0] if len(without) else nan, totals[1], _entropy(without, totals[1]),
+            main, off, less[0] if len(less) == len(main) else nan,
+            np.maximum(lapack.largest(main, off, TOP), 0), main.sum(), nan,
+            np.maximum(lapack.largest(less, less_off, 1), 0)[0] if len(less) else nan, less.sum(), nan,
         )  # fmt: skip
-        return found
-    nan = np.float64(np.nan)
-    found["tridiagonal_form"] = _FORM(
-        main, off, less[0] if len(less) == len(main) else nan,
-        np.maximum(lapack.largest(main, off, TOP), 0), totals[0], nan,
-        np.maximum(lapack.largest(less, less_off, 1), 0)[0] if len(less) else nan, totals[1], nan,
-    )  # fmt: skip
     return found
-
-
-def _entropy(values: np.ndarray, total: Any) -> np.floating[Any]:
-    """−Σ p ln p; NaN where there is nothing."""
-    if not len(values):
-        return np.float64(np.nan)
-    share = values / total
-    return np.maximum(-np.sum(share * np.log(np.maximum(share, np.finfo(float).tiny))), 0)
 
 
 def _positive(main: np.ndarray, off: np.ndarray) -> np.ndarray:
@@ -62,12 +45,13 @@ def without_numbers(length: int, width: int) -> dict[str, Any]:
     """What comes out of rows that hold NaN or infinity."""
     rank, less = min(length, width), min(length - 1, width)
     nan = np.float64(np.nan)
-    kept = rank if rank > EASY else 0
-    return {
+    found: dict[str, Any] = {
         "spectrum": np.full(rank, nan), "spectrum_without_bos": np.full(less, nan),
         "caught": np.full(length, nan),
-        "tridiagonal_form": _FORM(
-            np.full(kept, nan), np.full(max(0, kept - 1), nan), nan, np.full(min(rank, TOP), nan),
-            *(nan for _ in range(5)),
-        ),
     }  # fmt: skip
+    if rank > EASY:
+        found["tridiagonal_form"] = _FORM(
+            np.full(rank, nan), np.full(rank - 1, nan), nan, np.full(min(rank, TOP), nan),
+            *(nan for _ in range(5)),
+        )  # fmt: skip
+    return found

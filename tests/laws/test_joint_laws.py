@@ -32,9 +32,7 @@ def residual(kind, length, width):
     x = torch.randn(3, length, width, generator=torch.Generator().manual_seed(length))
     if kind == "massive":
         x[:, 0] *= 3000
-    if (
-        kind == "massive, steep"
-    ):  # what is left without BOS has 10⁻¹⁰ of the energy, and a spectrum of its own
+    if kind == "massive, steep":  # without BOS, 10⁻¹⁰ of the energy are left, with a spectrum of their own
         x *= 10.0 ** -torch.linspace(0, 4, width)
         x[:, 0] *= 1e6
     if kind == "elsewhere":
