@@ -25,6 +25,9 @@ from typing import Any
 GROUPS = ("spectral", "norms", "attention", "sinks", "theory")
 FULL = [(m, t, b) for m in ("gpt2", "llama") for t in (128, 512, 1024) for b in (1, 8)] + [("gpt2", 256, 8)]
 QUICK = [("gpt2", 128, 8), ("gpt2", 256, 8), ("gpt2", 512, 8)]
+SIZES = {"gpt2": (12, 12, 768), "llama": (16, 16, 1024)}
+"""Layers, heads and width."""
+
 QUESTIONS = [26, 31, 38, 41, 45, 49, 52, 55, 58, 61, 64, 68, 72, 76, 81, 87, 94, 103, 118, 151]
 """Lengths of questions as GSM8K has them, in tokens: twenty quantiles; five prompts of each."""
 
@@ -37,12 +40,13 @@ def bridge(name: str) -> Any:
     import mcr_lens
 
     torch.manual_seed(0)
+    layers, heads, width = SIZES[name]
     if name == "gpt2":
-        model: Any = hf.GPT2LMHeadModel(hf.GPT2Config())
+        model: Any = hf.GPT2LMHeadModel(hf.GPT2Config(n_layer=layers, n_head=heads, n_embd=width))
     else:
         model = hf.LlamaForCausalLM(
             hf.LlamaConfig(
-                hidden_size=1024, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=4,
+                hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=4,
                 intermediate_size=2816, vocab_size=32000, max_position_embeddings=4096,
             )
         )  # fmt: skip
@@ -151,7 +155,7 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def fits(name: str, length: int, batch: int) -> bool:
     """Whether what the usual way keeps, two square tensors and some twenty states a layer, fits in memory."""
-    layers, heads, width = (12, 12, 768) if name == "gpt2" else (16, 16, 1024)
+    layers, heads, width = SIZES[name]
     kept = 4 * layers * batch * (2 * heads * length**2 + 20 * length * width)
     available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
     return available is None or kept < 0.9 * 1024 * int(available[1])
@@ -161,6 +165,14 @@ def peak(name: str, length: int, batch: int, way: str) -> float:
     """Peak memory of a fresh process while it does this once, in MiB: all of it, model and libraries too."""
     command = [sys.executable, __file__, "--peak", name, str(length), str(batch), way]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak_so_far() -> int:
+    """Peak memory of this process in KiB.
+
+    Not from `getrusage`: a child process begins with the peak of the one that started it.
+    """
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def machine() -> dict[str, Any]:
@@ -201,8 +213,7 @@ def main() -> None:
         tokens = torch.randint(0, model.cfg.d_vocab, (int(batch), int(length)))
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is of the model's loading
         ways(model, tokens, int(batch))[way]()
-        # Not from `getrusage`: a child process begins with the peak of the one that started it.
-        print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
+        print(peak_so_far() / 1024)
         return
     if given.one:
         print(json.dumps(times(*given.one)))

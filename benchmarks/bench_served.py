@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench_measure import alternating
+from bench_measure import alternating, peak_so_far
 
 EAGER = 8192
 """The longest prompt that eager attention is run on: it holds H · T² numbers several times over."""
@@ -82,9 +82,7 @@ def alone(what: str, length: int, vocabulary: int) -> None:
     """The child process: do it, and print the peak."""
     model, tokens = llama("sdpa", vocabulary), prompt(length, vocabulary)
     {"measure": measured, "sdpa": forward}[what](model, tokens)
-    # Not from `getrusage`: a child process begins with the peak of the one that started it.
-    status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
+    print(peak_so_far() / 2**20)
 
 
 def main(

@@ -4,8 +4,13 @@ python benchmarks/tables.py
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from mcr_lens.metrics.quadrature import HIGHEST, LOWEST, STEP
+from mcr_lens.metrics.spectral import TOP
+from mcr_lens.metrics.tridiagonal import EASY
 
 HERE = Path(__file__).parent
 WAYS = ("bare", "no unembedding", "all", "usual")
@@ -99,7 +104,10 @@ Beyond T = 256 the matrix has the width's side, and costs grow linearly.
 def roofline(t: int, d: int = 768, layers: int = 12) -> tuple[float, float]:
     """GFLOP of one prompt: of the spectra at all depths, and of GPT-2's forward pass without unembedding."""
     n, m = min(t, d), max(t, d)
-    values = 2 * 30 * n**2 if n <= 160 else (9 * 50 * 5 + 117 * 10) * n  # all of them; a few and a quadrature
+    if n <= EASY:  # all eigenvalues of both matrices
+        values = 2 * 30 * n**2
+    else:  # the largest ones, each in some 50 bisections, and the recursion at every point of the quadrature
+        values = ((TOP + 1) * 50 * 5 + math.ceil((HIGHEST - LOWEST) / STEP) * 10) * n
     spectra = (layers + 1) * (n**2 * m + 4 / 3 * n**3 + values)
     forward = layers * (2 * 12 * d**2 * t + 4 * t**2 * d)
     return spectra / 1e9, forward / 1e9
@@ -167,7 +175,7 @@ model's own forward pass with sdpa and with eager attention.
 
 By depth and prompt, in float64: a Gram matrix (n² m, half of the products by symmetry; n is the smaller and
 m the larger of T and d), its reduction to tridiagonal form (4/3 n³), and from that both entropies and the
-largest eigenvalues (all of them up to n = 160, beyond that by bisection and quadrature, linear in n). One
+largest eigenvalues (all of them up to n = {EASY}, beyond that by bisection and quadrature, linear in n). One
 prompt of the batches of 8 above, GPT-2's size, all depths; float64 counted at half the speed of the forward
 pass, which is in float32:
 
