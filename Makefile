@@ -4,6 +4,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints/newest.txt
 OUT ?= mcr-lens-demo
 SELECT ?=
+# The harness is compared with on the newest versions alone: elsewhere, TEST_GROUPS=test.
+TEST_GROUPS ?= test harness
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
@@ -48,7 +50,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e '.[notebook]' --group test
+	$(PIP) -e '.[notebook]' $(addprefix --group ,$(TEST_GROUPS))
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -162,8 +162,11 @@ def build_model(vocab: int, recipe: Recipe) -> LlamaForCausalLM:
     )
 
 
-def train(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Train one model, save it as a Hugging Face folder, and return the record of the training."""
+def train(recipe: Recipe, out: Path, checkpoint_every: int = 0) -> dict[str, Any]:
+    """Train one model, save it as a Hugging Face folder, and return the record of the training.
+
+    With `checkpoint_every`, the model at every so many steps stays too, as out/checkpoints/step0, ...
+    """
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     text = read_text()
@@ -184,6 +187,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     growth: list[str] = []
     steps = tqdm(range(recipe.markov_steps + recipe.text_steps), unit="step", mininterval=5)
     for step in steps:
+        if checkpoint_every and step % checkpoint_every == 0:
+            save(model, tokenizer, out / "checkpoints" / f"step{step}")
         stage = "markov" if step < recipe.markov_steps else "text"
         if step == recipe.markov_steps:
             optimiser.param_groups[0]["weight_decay"] = 0.0
@@ -204,8 +209,9 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
         if (step + 1) % 500 == 0:
             growth.append(json.dumps({"step": step + 1, "stage": stage, **snapshot(model, watched)}))
             print(growth[-1], flush=True)
-    model.eval().save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    if checkpoint_every:
+        save(model, tokenizer, out / "checkpoints" / f"step{recipe.markov_steps + recipe.text_steps}")
+    save(model.eval(), tokenizer, out)
     record = {
         "recipe": asdict(recipe),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -216,6 +222,12 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "growth.jsonl").write_text("".join(f"{line}\n" for line in growth))
     return record
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a Hugging Face folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def rate(step: int, recipe: Recipe) -> float:
@@ -255,14 +267,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1, help="1 keeps the run reproducible")
+    parser.add_argument("--checkpoint-every", type=int, default=0, help="steps; 0 keeps the last model only")
     for option in fields(Recipe):
         name = f"--{option.name.replace('_', '-')}"
         parser.add_argument(name, type=type(option.default), default=option.default)
     given = vars(parser.parse_args())
-    out, threads = given.pop("out"), given.pop("threads")
+    out, threads, every = given.pop("out"), given.pop("threads"), given.pop("checkpoint_every")
     torch.set_num_threads(threads)
     began = time.perf_counter()
-    record = train(Recipe(**given), out)
+    record = train(Recipe(**given), out, every)
     print(json.dumps(record["loss"]))
     print(f"{out}: {time.perf_counter() - began:.0f} s")
 

@@ -38,19 +38,21 @@ def read_prompts(
     *,
     prepend_bos: bool | Literal["auto"] = "auto",
     max_length: int | None = None,
+    whole: bool = False,
 ) -> list[Prompt]:
     """Tokenize strings, or take token ids as they are.
 
     Args:
         prompts: a string, several strings, a tensor of token ids [pos] or [batch, pos], or a list of
             such tensors or id lists of any lengths.
+        whole: whether what is longer than the context is kept, for windows to be cut from.
 
     Raises:
         ValueError: nothing to measure, an empty prompt, ids outside the vocabulary, or a tensor longer
             than the context.
         TypeError: something that is neither text nor token ids.
     """
-    limit = _limit(model, max_length)
+    limit = None if whole else _limit(model, max_length)
     if prepend_bos not in (True, False, "auto"):
         raise ValueError(f"prepend_bos={prepend_bos!r}: {BOS_ADVICE}")
     items = items_of(prompts)

@@ -92,12 +92,27 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
     """
     if not isinstance(ds, xr.Dataset):
         raise ResultSchemaError(f"expected a Dataset from mcr_lens.measure, got {type(ds).__name__}")
-    schema = ds.attrs.get("schema")
-    if schema is None or "prompt" not in ds.dims:
+    if "kind" in ds.attrs and "prompt" not in ds.dims:
+        raise ResultSchemaError(
+            f"this Dataset is a {ds.attrs['kind']}, which has no `prompt` axis; pass what mcr_lens.measure "
+            "returns"
+        )
+    if "schema" not in ds.attrs or "prompt" not in ds.dims:
         raise ResultSchemaError(
             "this Dataset does not come from mcr_lens (no `schema` attribute or no `prompt` axis); pass "
             "what mcr_lens.measure or mcr_lens.load returns"
         )
+    return _readable(ds)
+
+
+def _own(ds: xr.Dataset) -> xr.Dataset:
+    """A result, or a readout, probe or the like, which says in the attribute `kind` what it is."""
+    own_kind = isinstance(ds, xr.Dataset) and "kind" in ds.attrs and "schema" in ds.attrs
+    return _readable(ds) if own_kind else validate(ds)
+
+
+def _readable(ds: xr.Dataset) -> xr.Dataset:
+    schema = ds.attrs["schema"]
     if int(schema) > SCHEMA:
         raise ResultSchemaError(
             f"this result has schema {schema} and this mcr_lens reads up to {SCHEMA}; upgrade mcr-lens"
@@ -139,10 +154,10 @@ def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
 
 
 def refuse_conditions(given: xr.Dataset | xr.DataArray) -> None:
-    """Refuse in words what would be averaged over conditions.
+    """Refuse in words what would be averaged over conditions, or over training steps.
 
     Raises:
-        ResultSchemaError: it has an axis `condition`.
+        ResultSchemaError: it has an axis `condition` or `step`.
 
     Source: this library.
     """
@@ -151,6 +166,11 @@ def refuse_conditions(given: xr.Dataset | xr.DataArray) -> None:
         raise ResultSchemaError(
             f"the result holds several conditions ({', '.join(names)}); pick one with "
             f"mcr_lens.condition(ds, {names[0] if names else ''!r})"
+        )
+    if "step" in given.dims:
+        raise ResultSchemaError(
+            f"the result holds {given.sizes['step']} training steps; pick one with ds.isel(step=-1) or "
+            "ds.sel(step=...)"
         )
 
 
@@ -167,13 +187,13 @@ def interventions_text(ds: xr.Dataset) -> str:
 
 
 def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Write a result as netCDF, all of it or nothing: a temporary file takes the place at the end.
+    """Write a result or readout as netCDF, all of it or nothing: a temporary file takes the place at the end.
 
     Raises:
         ResultSchemaError: not a result.
         OSError: the folder does not exist or cannot be written.
     """
-    validate(ds)
+    _own(ds)
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
@@ -198,7 +218,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         raise ResultSchemaError(
             f"{source} cannot be read as netCDF ({error}); it is damaged or of another kind"
         ) from None
-    return validate(ds)
+    return _own(ds)
 
 
 def bare(ds: xr.Dataset) -> xr.Dataset:

@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -89,6 +89,10 @@ def shades(
     if phases is None or len(series) > 1:
         return []
     ds = series[0].ds
+    if phases == "auto" and "phase" in ds.coords and ds["phase"].dims == ("depth",):
+        names = [str(name) for name in ds["phase"].values]
+        spans = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names) if name}
+        return _between({name: range(at[0], at[-1] + 1) for name, at in spans.items()}, len(names) - 1)
     if phases == "auto":
         try:
             phases = detect_phases(ds)
@@ -102,7 +106,10 @@ def shades(
         )
     if not phases.compress:
         return []
-    spans = {"mix": phases.mix, "compress": phases.compress, "refine": phases.refine}
+    return _between({"mix": phases.mix, "compress": phases.compress, "refine": phases.refine}, last)
+
+
+def _between(spans: Mapping[str, range], last: int) -> list[tuple[str, float, float]]:
     return [
         (name, max(0.0, span.start - 0.5), min(float(last), span.stop - 0.5))
         for name, span in spans.items()

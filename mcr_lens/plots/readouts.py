@@ -36,8 +36,9 @@ def plot_readouts(
 ) -> "go.Figure":
     """Draw what a lens or a probe reads at each depth, one panel per readout, with 95 % intervals.
 
-    A readout is any variable with an axis `depth`; means are taken over `prompt` and `seed`, and the
-    interval is that over seeds where there are any, else over prompts. Where the attribute `better` says
+    A readout is any variable with an axis `depth`. Its interval is what stands beside it as `<name>_low` and
+    `<name>_high`; otherwise means are taken over `prompt` and `seed`, and the interval is that over seeds
+    where there are any, else over prompts. Where the attribute `better` says
     "lower" or "higher", a star marks the best depth of the mean (the first of equals).
 
     Args:
@@ -208,11 +209,10 @@ def _panel(series: Sequence[Series], name: str, number: int) -> Panel:
 
 def _line(array: xr.DataArray, series: Series, color: str) -> Line:
     last = int(series.ds.attrs["n_layers"])
-    array = array.astype(float)
-    array = array.where(np.isfinite(array)).reset_coords(drop=True)
-    if "depth" not in array.coords:
-        array = array.assign_coords(depth=np.arange(array.sizes["depth"]))
-    array = array.reindex(depth=np.arange(last + 1))
+    if _has_interval(series.ds, str(array.name)):
+        ends = [_at_depths(series.ds[f"{array.name}{end}"], last).values for end in ("", "_low", "_high")]
+        return Line(series.name, *ends, by_block=False, n_layers=last, color=color, dash=series.dash)
+    array = _at_depths(array, last)
     if set(REPEATS) <= set(array.dims):
         array = array.mean("prompt")
     array = array.rename({axis: "prompt" for axis in ("seed",) if axis in array.dims})
@@ -222,6 +222,20 @@ def _line(array: xr.DataArray, series: Series, color: str) -> Line:
         mean = array.values
         low = high = np.full_like(mean, np.nan)
     return Line(series.name, mean, low, high, by_block=False, n_layers=last, color=color, dash=series.dash)
+
+
+def _at_depths(array: xr.DataArray, last: int) -> xr.DataArray:
+    """Numbers at depths 0..last, NaN where there is none or one that is not finite."""
+    array = array.astype(float)
+    array = array.where(np.isfinite(array)).reset_coords(drop=True)
+    if "depth" not in array.coords:
+        array = array.assign_coords(depth=np.arange(array.sizes["depth"]))
+    return array.reindex(depth=np.arange(last + 1))
+
+
+def _has_interval(ds: xr.Dataset, name: str) -> bool:
+    """Whether a readout by depth comes with its interval, beside it."""
+    return ds[name].dims == ("depth",) and all(f"{name}_{end}" in ds for end in ("low", "high"))
 
 
 def _mark_best(
@@ -251,11 +265,18 @@ def _heading(series: Sequence[Series], names: Sequence[str]) -> tuple[str, str, 
     models = list(dict.fromkeys(str(s.ds.attrs["model"]) for s in series if "model" in s.ds.attrs))
     title = models[0] if len(models) == 1 else f"{len(models)} models" if models else "Readouts by depth"
     used = {axis for s in series for name in names for axis in s.ds[name].dims}
-    counted = [_count([s.ds.sizes[axis] for s in series if axis in s.ds.sizes], axis)
-               for axis in REPEATS if axis in used]  # fmt: skip
+    told = [str(s.ds[name].attrs["interval_over"]) for s in series for name in names
+            if _has_interval(s.ds, name) and "interval_over" in s.ds[name].attrs]  # fmt: skip
+    axes = list(dict.fromkeys([*(a for a in REPEATS if a in used), *(t.removesuffix("s") for t in told)]))
+    counted = [_count(sizes, axis) for axis in axes
+               if (sizes := [s.ds.sizes[axis] for s in series if axis in s.ds.sizes])]  # fmt: skip
     tasks = list(dict.fromkeys(str(s.ds.attrs["task"]) for s in series if "task" in s.ds.attrs))
     subtitle = ", ".join([*(tasks if len(series) == 1 else ()), *(counted or ["one number per depth"])])
-    return title, subtitle, next((f"{axis}s" for axis in reversed(REPEATS) if axis in used), "")
+    return (
+        title,
+        subtitle,
+        next((f"{axis}s" for axis in reversed(REPEATS) if axis in used), next(iter(told), "")),
+    )
 
 
 def _count(sizes: Sequence[int], axis: str) -> str:

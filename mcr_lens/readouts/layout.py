@@ -1,0 +1,32 @@
+"""How is a readout laid out: which variables, with which attributes, on which axes?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mcr_lens.labelled import Variable, about, with_interval
+from mcr_lens.provenance import describe
+from mcr_lens.results import SCHEMA
+
+__all__ = ["Variable", "about", "readout", "with_interval"]
+
+
+def readout(
+    model: Any,
+    variables: Mapping[str, Variable],
+    *,
+    task: str,
+    score: str,
+    coords: Mapping[str, Any] | None = None,
+    **attrs: Any,
+) -> xr.Dataset:
+    """A readout of this model as a Dataset: depths 0..L, provenance, task, and the name of its main score.
+
+    Source: this library.
+    """
+    ds = xr.Dataset({name: (tuple(axes), values, dict(a)) for name, (axes, values, a) in variables.items()})
+    ds = ds.assign_coords(depth=np.arange(model.cfg.n_layers + 1), **dict(coords or {}))
+    given = {"schema": SCHEMA, "kind": "readout", **describe(model), "task": task, "score": score, **attrs}
+    return ds.assign_attrs(given)

@@ -1,0 +1,251 @@
+"""How well does each depth predict the next token, read as if it were the last?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mcr_lens.hookpoints import HookedModel, context_length
+from mcr_lens.interventions import Intervention
+from mcr_lens.readouts.layout import Variable, about, readout, with_interval
+from mcr_lens.readouts.ratios import ratio_interval
+from mcr_lens.readouts.streams import by_depth, check_eval
+from mcr_lens.readouts.unembedding import Unembedding, unembedding
+from mcr_lens.readouts.windows import Window, cut, read_texts
+from mcr_lens.served import hooked
+
+LENS = "nostalgebraist 2020 (the logit lens); arXiv 2510.06477 (perplexity by layer; reconstruction)"
+BELROSE = "arXiv 2303.08112 (Belrose et al. 2023)"
+
+SCORES = {
+    "cross_entropy": about("nats/token", "Cross-entropy of the next token", LENS, "lower"),
+    "next_token_entropy": about("nats/token", "Entropy of the prediction", LENS),
+    "kl_to_final": about("nats/token", "KL divergence from the final prediction", BELROSE, "lower"),
+    "rank": about("1", "Rank of the right token", LENS, "lower"),
+    "accuracy": about("share", "Right token ranked first", LENS, "higher"),
+}
+"""What is read at each depth, by token: name and attributes."""
+
+PERPLEXITY = about("1", "Perplexity", LENS, "lower")
+
+LOGITS = 2**24
+"""Bytes of predictions held at once on a processor, by depth: what is larger leaves its caches; 16 times as
+much on a GPU."""
+
+Translate = Callable[[Tensor, int], Tensor]
+"""The stream of a depth [token, d_model] as the last depth would have it."""
+
+
+def logit_lens(
+    model: Any,
+    texts: Any,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    prepend_bos: bool | Literal["auto"] = "auto",
+    interventions: Sequence[Intervention] = (),
+    batch_size: int | Literal["auto"] = "auto",
+    tokenizer: Any = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Next-token predictions read from every depth with the model's own final norm and unembedding.
+
+    P_l = softmax(W_U norm(x_l)). Texts are read in windows, each token is scored once (see `stride`), and
+    only what is scored is unembedded, a few tokens at a time: memory does not grow with vocabulary × depths.
+
+    Args:
+        model: what `load_model` or `serve` returns, a TransformerLens model, or a plain Hugging Face model.
+        texts: strings, token ids, or paths of text files (WikiText's, or any other: a file is one text).
+        window: tokens that are read together; by default the model's context, and at most 1,024.
+        stride: how many tokens a window scores that none did before; by default half a window.
+        prepend_bos: as in `measure`; with a BOS, every window begins with it.
+        interventions: edits made before anything is read, such as `zero_bos_mlp(1)`.
+        batch_size: windows that run together, at most.
+        tokenizer: that of a plain Hugging Face model.
+
+    Returns:
+        By depth: `cross_entropy` in nats per token, `perplexity` (its exponential), `next_token_entropy`,
+        `kl_to_final` = KL(P_L ‖ P_l), `rank` of the right token (1 is best) and `accuracy`, each a mean over
+        all scored tokens with the ends of its 95 % interval over windows (`_low`, `_high`), and the means of
+        each window as `window_<name>` [window, depth], with `n_scored` tokens. At the last depth they are
+        the model's own.
+
+    Raises:
+        CannotReadOutError: an encoder, or a model whose predictions do not come out of its last depth.
+        ValueError, TypeError: texts, windows or a model that cannot be read; what is allowed.
+        NonFiniteActivationError, HookDidNotFireError: after a batch.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens"; arXiv 2510.06477 (perplexity on
+    WikiText-2 by layer; windows and stride are a reconstruction). Where TransformerLens has `logit_readout`,
+    that reads.
+    """
+    model = hooked(model, tokenizer)
+    check_eval(model)
+    windows = cut(read_texts(model, texts, prepend_bos=prepend_bos), context_length(model), window, stride)
+    lens = Lens(unembedding(model))
+    sums = read_windows(
+        model, windows, {"": lens}, interventions=interventions, batch_size=batch_size, progress=progress
+    )[""]
+    return readout(
+        model, by_window(sums, windows), task="next token (logit lens)", score="cross_entropy",
+        coords=coordinates(windows), lens="logit lens", reads_with=lens.unembedding.how,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lens:
+    """How the stream of each depth is read: translated or not, then as the last depth is."""
+
+    unembedding: Unembedding
+    translate: Translate | None = None
+
+    def log_probs(self, stream: Float[Tensor, "token d_model"], depth: int) -> Float[Tensor, "token vocab"]:
+        """Log-probabilities of the next token in nats, float32.
+
+        Source: nostalgebraist 2020; arXiv 2303.08112 (translated).
+        """
+        seen = stream if self.translate is None else self.translate(stream, depth).to(stream.dtype)
+        return self.unembedding.log_probs(seen)
+
+
+def token_scores(
+    lens: Lens,
+    streams: Sequence[Float[Tensor, "token d_model"]],
+    targets: Int[Tensor, "token"],
+    names: Sequence[str] = tuple(SCORES),
+) -> dict[str, Float[Tensor, "depth token"]]:
+    """What each depth says of the tokens that come next: `SCORES` by name, on the CPU.
+
+    Of the predictions, only those of some tokens at two depths are held at once.
+
+    Source: this library.
+    """
+    found = {name: torch.zeros(len(streams), len(targets)) for name in names}
+    with torch.no_grad():
+        for part in _parts(lens, streams[-1], len(targets)):
+            right = targets[part].to(streams[-1].device)[:, None]
+            final = lens.unembedding.log_probs(streams[-1][part])
+            likely = final.exp() if "kl_to_final" in names else final
+            self_information = _dot(likely, final)
+            for depth, stream in enumerate(streams):
+                last = depth == len(streams) - 1
+                said = final if last else lens.log_probs(stream[part], depth).to(final.device)
+                for name in names:
+                    values = _score(name, said, right, likely, self_information)
+                    found[name][depth, part] = values.float().cpu()
+    return found
+
+
+def _score(name: str, said: Tensor, right: Tensor, likely: Tensor, self_information: Tensor) -> Tensor:
+    """One score of one depth's prediction [token, vocab]; `likely` is the final one, as probabilities."""
+    if name == "next_token_entropy":
+        return -_dot(said.exp(), said)
+    if name == "kl_to_final":  # rounding leaves a hair less than nothing
+        return (self_information - _dot(likely, said)).clamp_min(0)
+    of_right = said.gather(-1, right)
+    if name == "cross_entropy":
+        return -of_right[:, 0]
+    ahead = (said > of_right).sum(-1)
+    return ahead + 1 if name == "rank" else ahead == 0
+
+
+def _dot(probability: Tensor, value: Tensor) -> Tensor:
+    """Σ p v by row, where 0 · −∞ is 0, as in the limit."""
+    found = torch.linalg.vecdot(probability, value)
+    if found.isnan().any():
+        found = torch.where(probability == 0, 0, probability * value).sum(-1)
+    return found
+
+
+def _parts(lens: Lens, stream: Tensor, n_tokens: int) -> list[slice]:
+    """Slices of so many tokens that their predictions at one depth stay small."""
+    vocab = lens.unembedding.log_probs(stream[:1]).shape[-1]
+    held = LOGITS * (16 if stream.is_cuda else 1)
+    step = max(1, held // (4 * vocab))
+    return [slice(i, min(i + step, n_tokens)) for i in range(0, n_tokens, step)]
+
+
+def read_windows(
+    model: HookedModel,
+    windows: Sequence[Window],
+    lenses: dict[str, Lens],
+    names: Sequence[str] = tuple(SCORES),
+    *,
+    interventions: Sequence[Intervention] = (),
+    batch_size: int | Literal["auto"] = "auto",
+    progress: bool = False,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Sums over the scored tokens of each window, by lens and score: [window, depth], float64.
+
+    Raises:
+        As `by_depth`.
+
+    Source: this library.
+    """
+    edits = [hook for edit in interventions for hook in edit.fwd_hooks(model)]
+    depths = model.cfg.n_layers + 1
+    sums = {lens: {name: np.zeros((len(windows), depths)) for name in names} for lens in lenses}
+    rows = [window.prompt for window in windows]
+    for batch, streams in by_depth(
+        model, rows, lambda stream, _: stream.detach(), batch_size=batch_size, edits=edits, progress=progress
+    ):
+        chosen = [windows[number] for number in batch.numbers]
+        predicting, targets, owner = scored(chosen, streams[0].shape[1])
+        streams = [stream[predicting.to(stream.device)] for stream in streams]
+        for key, lens in lenses.items():
+            for name, values in token_scores(lens, streams, targets, names).items():
+                total = torch.zeros(depths, len(chosen), dtype=torch.float64)
+                total.index_add_(1, owner, values.double())
+                sums[key][name][list(batch.numbers)] = total.T.numpy()
+    return sums
+
+
+def scored(windows: Sequence[Window], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of windows that run together: which positions predict [window, pos], which tokens, of which window.
+
+    Source: this library.
+    """
+    predicting = torch.zeros(len(windows), width, dtype=torch.bool)
+    for row, window in enumerate(windows):
+        predicting[row, window.first_scored - 1 : len(window.prompt.ids) - 1] = True
+    targets = torch.cat([window.targets for window in windows])
+    return predicting, targets, predicting.nonzero()[:, 0]
+
+
+def by_window(sums: dict[str, np.ndarray], windows: Sequence[Window]) -> dict[str, Variable]:
+    """Variables of a readout: means over all scored tokens with intervals, and the means of each window.
+
+    Source: this library.
+    """
+    counts = np.array([len(window.targets) for window in windows], dtype=float)
+    found: dict[str, Variable] = {}
+    for name, attrs in SCORES.items():
+        value, low, high = ratio_interval(sums[name], counts)
+        sampled = {"samples": f"window_{name}", "weights": "n_scored"}
+        found |= with_interval(name, value, low, high, attrs, over="windows", sampled=sampled)
+        if name == "cross_entropy":
+            with np.errstate(over="ignore"):
+                ends = np.exp(value), np.exp(low), np.exp(high)
+            found |= with_interval("perplexity", *ends, PERPLEXITY, over="windows")
+    for name, attrs in SCORES.items():
+        plain = {k: v for k, v in attrs.items() if k != "better"} | {"group": "sample"}
+        plain["long_name"] += ", mean of the window"
+        found[f"window_{name}"] = (("window", "depth"), sums[name] / counts[:, None], plain)
+    return found
+
+
+def coordinates(windows: Sequence[Window]) -> dict[str, Any]:
+    """Which text each window is of, and how many tokens it scores.
+
+    Source: this library.
+    """
+    return {
+        "window": np.arange(len(windows)),
+        "text": ("window", np.array([window.text for window in windows])),
+        "n_scored": ("window", np.array([len(window.targets) for window in windows])),
+    }
