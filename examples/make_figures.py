@@ -9,36 +9,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-import xarray as xr
-
 import mcr_lens as mcr
 
 PROMPTS = (Path(mcr.__file__).parent / "demo" / "prompts.txt").read_text("utf-8").splitlines()
 PROMPT = "Snow fell on the harbour, and the boats stayed in."  # looked at token by token
 
 
-def lens_loss(model: Any, prompt: str) -> list[float]:
-    """A readout: next-token loss of the logit lens, by depth."""
-    tokens = model.to_tokens(prompt)
-    with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, names_filter=lambda name: "resid_p" in name)
-        streams = [cache["resid_pre", 0], *(cache["resid_post", b] for b in range(model.cfg.n_layers))]
-        return [model.loss_fn(model.unembed(model.ln_final(s)), tokens).item() for s in streams]
-
-
 def figures(model: Any, prompts: list[str], prompt: str = PROMPT) -> dict[str, Any]:
     """Every figure by name, and what each is drawn from."""
     clean = mcr.measure(model, prompts, ["default", "loss"])
+    phases = mcr.detect_phases(clean)
     twin = mcr.measure(mcr.random_twin(model, seed=0), prompts)
     layer = mcr.massive_layer(clean)
     cut = mcr.zero_bos_mlp(layer)
     both = mcr.compare(model, prompts, {"clean": [], "cut": cut, **mcr.matched_controls(cut, clean)})
     doses = mcr.dose_response(model, prompts, layers=layer, factors=(1, 0.75, 0.5, 0.25, 0.1, 0.05, 0))
     closeup = mcr.close_up(model, prompt, mcr.notable_heads(clean), conditions={"cut": cut})
-    about = {"units": "nats/token", "long_name": "Next-token loss of the logit lens", "better": "lower"}
-    lens = ("prompt", "depth"), [lens_loss(model, text) for text in prompts], about
-    readouts = xr.Dataset({"loss": lens}, attrs=clean.attrs)
+    lens = mcr.logit_lens(model, prompts, progress=False)
+    # Of a training, its two ends; examples/emergence.py has the checkpoints in between.
+    ends = mcr.join_steps({0: twin, 1: clean[list(twin)]})
     return {
         "profile": mcr.plot_profile(clean),
         "several": mcr.plot_profile({"trained": clean, "random weights": twin}, relative=True),
@@ -50,9 +39,10 @@ def figures(model: Any, prompts: list[str], prompt: str = PROMPT) -> dict[str, A
         "comparison": mcr.plot_comparison(both),
         "dose_response": mcr.plot_dose_response(doses),
         "complexity": mcr.plot_complexity(clean),
+        "emergence": mcr.plot_emergence(ends),
         "token_norms": mcr.plot_token_norms(closeup),
         "pattern": mcr.plot_pattern(closeup),
-        "readouts": mcr.plot_readouts(readouts),
+        "readouts": mcr.plot_readouts(lens, ["cross_entropy", "kl_to_final", "accuracy"], phases=phases),
     }
 
 

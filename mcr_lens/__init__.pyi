@@ -12,11 +12,14 @@ from .ablations import zero_bos_mlp as zero_bos_mlp
 from .activations import record_activations as record_activations
 from .attention_views import AttentionView as AttentionView
 from .attention_views import attention_page as attention_page
+from .checkpoints import emergence as emergence
 from .claims import Claim as Claim
 from .closeup import attention_view as attention_view
 from .closeup import close_up as close_up
 from .comparison import compare as compare
 from .comparison import dose_response as dose_response
+from .complexity import complexity_response as complexity_response
+from .complexity import dormant_heads as dormant_heads
 from .conditions import change as change
 from .conditions import condition as condition
 from .conditions import condition_names as condition_names
@@ -25,6 +28,8 @@ from .controls import matched_controls as matched_controls
 from .culprit import norm_sources as norm_sources
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .divergences import task_divergence as task_divergence
+from .exits import early_exit as early_exit
 from .explorer import Explorer as Explorer
 from .explorer import explore as explore
 from .findings import Phenomena as Phenomena
@@ -34,6 +39,7 @@ from .findings import entropy_valley as entropy_valley
 from .findings import find_massive as find_massive
 from .findings import find_sinks as find_sinks
 from .findings import phenomena as phenomena
+from .growth import emergence_steps as emergence_steps
 from .hookpoints import HookDidNotFireError as HookDidNotFireError
 from .hookpoints import MissingHookPointError as MissingHookPointError
 from .hookpoints import PatternNotComputedError as PatternNotComputedError
@@ -42,6 +48,7 @@ from .inspection import Inspection as Inspection
 from .inspection import inspect_model as inspect_model
 from .interventions import Intervention as Intervention
 from .interventions import intervene as intervene
+from .live_metrics import training_metrics as training_metrics
 from .liveness import IndirectEditWarning as IndirectEditWarning
 from .liveness import SwallowedEditError as SwallowedEditError
 from .liveness import check_edit as check_edit
@@ -71,6 +78,7 @@ from .plots import plot_bounds as plot_bounds
 from .plots import plot_comparison as plot_comparison
 from .plots import plot_complexity as plot_complexity
 from .plots import plot_dose_response as plot_dose_response
+from .plots import plot_emergence as plot_emergence
 from .plots import plot_heads as plot_heads
 from .plots import plot_massive_dimensions as plot_massive_dimensions
 from .plots import plot_pattern as plot_pattern
@@ -81,6 +89,22 @@ from .plots import plot_token_norms as plot_token_norms
 from .positions import at_tokens as at_tokens
 from .presets import preset as preset
 from .provenance import ProcessedWeightsWarning as ProcessedWeightsWarning
+from .readouts.choice_items import ChoiceItem as ChoiceItem
+from .readouts.choice_sources import read_choices as read_choices
+from .readouts.continuations import continuation_log_likelihood as continuation_log_likelihood
+from .readouts.labelled_texts import read_labelled as read_labelled
+from .readouts.labelled_texts import read_pairs as read_pairs
+from .readouts.lens import logit_lens as logit_lens
+from .readouts.linear_probe import linear_probe as linear_probe
+from .readouts.multiple_choice import multiple_choice as multiple_choice
+from .readouts.probe_data import ProbeWarning as ProbeWarning
+from .readouts.representations import representations as representations
+from .readouts.similarity_probe import similarity_probe as similarity_probe
+from .readouts.translators import TunedLens as TunedLens
+from .readouts.translators import TunedLensFileError as TunedLensFileError
+from .readouts.tuned_lens import tuned_lens as tuned_lens
+from .readouts.tuned_training import fit_tuned_lens as fit_tuned_lens
+from .readouts.unembedding import CannotReadOutError as CannotReadOutError
 from .report import write_report as write_report
 from .resampling import Interval as Interval
 from .resampling import bootstrap as bootstrap
@@ -119,6 +143,9 @@ from .sweeps import SweepResult as SweepResult
 from .sweeps import sweep as sweep
 from .theorem import bound_violations as bound_violations
 from .theorem import bounds as bounds
+from .training_steps import join_steps as join_steps
+from .training_watch import TrainingWatchWarning as TrainingWatchWarning
+from .training_watch import training_callback as training_callback
 from .twins import random_twin as random_twin
 
 __version__: str

@@ -1,4 +1,4 @@
-"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `report`, `inspect`, `sweep`, …?"""
+"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `sweep`, `emergence`, …?"""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mcr_lens.cli_emergence import emergence
 from mcr_lens.cli_sweep import sweep
 from mcr_lens.delivery import (
     PAGE,
@@ -271,6 +272,7 @@ def inspect(
 
 
 app.command()(sweep)
+app.command()(emergence)
 
 
 def _names(given: str | None) -> list[str] | None:

@@ -172,9 +172,7 @@ def test_logits_are_the_models_own_and_no_hook_stays():
 
 
 def test_what_cannot_be_read_is_said():
-    with pytest.raises(
-        CannotReadOutError, match="looks both ways, so no depth of it predicts the next"
-    ):
+    with pytest.raises(CannotReadOutError, match="looks both ways, so no depth of it predicts the next"):
         mcr.logit_lens(bridge("bert"), rows(8), progress=False)
     training = hugging_face("llama").train()
     with pytest.raises(

@@ -8,8 +8,9 @@ import pytest
 import xarray as xr
 from test_plots import USUAL, fake_result, means
 
+from mcr_lens.complexity import FEWEST, spearman
 from mcr_lens.plots import complexity
-from mcr_lens.plots.complexity import FEWEST, _spearman, plot_complexity
+from mcr_lens.plots.complexity import plot_complexity
 from mcr_lens.results import ResultSchemaError
 
 
@@ -48,7 +49,7 @@ def correlations(fig) -> np.ndarray:
     ],
 )
 def test_spearman_against_known_values(x, y, rho):
-    assert _spearman(np.array(x, float), np.array(y, float)) == pytest.approx(rho)
+    assert spearman(np.array(x, float), np.array(y, float)) == pytest.approx(rho)
 
 
 def test_spearman_is_pearson_of_the_ranks():
@@ -56,13 +57,13 @@ def test_spearman_is_pearson_of_the_ranks():
     for _ in range(50):
         x, y = g.integers(0, 6, 15).astype(float), g.standard_normal(15)
         ranks = [np.array([(v < u).sum() + ((v == u).sum() + 1) / 2 for u in v]) for v in (x, y)]
-        assert _spearman(x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-        assert _spearman(x, y) == pytest.approx(_spearman(y, x)) == pytest.approx(-_spearman(-x, y))
-        assert _spearman(x**3, np.exp(y)) == pytest.approx(_spearman(x, y))  # only the order counts
+        assert spearman(x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+        assert spearman(x, y) == pytest.approx(spearman(y, x)) == pytest.approx(-spearman(-x, y))
+        assert spearman(x**3, np.exp(y)) == pytest.approx(spearman(x, y))  # only the order counts
 
 
 def test_what_does_not_vary_has_no_correlation():
-    assert math.isnan(_spearman(np.ones(5), np.arange(5.0)))
+    assert math.isnan(spearman(np.ones(5), np.arange(5.0)))
     ds = ordered()
     ds["sink_score"][:, 2] = 0.5
     assert np.isnan(correlations(plot_complexity(ds))).tolist() == [False, False, True, False, False, False]
@@ -75,7 +76,7 @@ def test_correlations_are_those_of_the_result_at_their_blocks(n_layers):
     ds["sink_score"] = ds.sink_score + rng.normal(0, 0.1, ds.sink_score.shape)
     fig = plot_complexity(ds)
     means_ = ds.sink_score.mean("head").values
-    wanted = [_spearman(ds.next_token_loss.values, means_[:, layer]) for layer in range(n_layers)]
+    wanted = [spearman(ds.next_token_loss.values, means_[:, layer]) for layer in range(n_layers)]
     np.testing.assert_allclose(correlations(fig), wanted)
     (line,) = [trace for trace in means(fig) if trace.legendgroup]
     np.testing.assert_allclose(line.x, np.arange(n_layers) + 0.5)

@@ -4,6 +4,7 @@ from mcr_lens.plots.complexity import plot_complexity
 from mcr_lens.plots.conditions import plot_comparison
 from mcr_lens.plots.dimensions import plot_massive_dimensions
 from mcr_lens.plots.doses import plot_dose_response
+from mcr_lens.plots.emergence import plot_emergence
 from mcr_lens.plots.heads import plot_heads
 from mcr_lens.plots.profile import plot_profile
 from mcr_lens.plots.readouts import plot_readouts
@@ -18,6 +19,7 @@ __all__ = [
     "plot_comparison",
     "plot_complexity",
     "plot_dose_response",
+    "plot_emergence",
     "plot_heads",
     "plot_massive_dimensions",
     "plot_pattern",

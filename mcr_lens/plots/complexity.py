@@ -7,17 +7,13 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._optional import require
+from mcr_lens.complexity import correlate, layer_scores, read_complexity
 from mcr_lens.plots.panels import HEIGHT, Legend, Line, Panel, draw
 from mcr_lens.plots.theme import AXIS, GREY, faded, make_room, panel_title, plain, series_color, shortened
 from mcr_lens.reading import number, subject
-from mcr_lens.resampling import bootstrap
-from mcr_lens.results import require_single
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-FEWEST = 5
-"""Prompts below which a rank correlation says nothing: of four, one order in twelve is ±1 by chance."""
 
 RESAMPLES = 1000
 """Resamples per layer: enough for an interval that is looked at, and quick for models of many layers."""
@@ -37,7 +33,8 @@ def plot_complexity(ds: xr.Dataset, complexity: Any = None, *, dark: bool = Fals
     (`bootstrap`, each layer by itself). ρ is Pearson's correlation of the ranks, ties ranked by their mean.
 
     Sink scores fall with the number of queries, and losses with the context: among prompts of different
-    lengths a correlation may be that of length, and the subtitle says so. Correlate with "n_tokens" to see.
+    lengths a correlation may be that of length, and the subtitle says so. Correlate with "n_tokens" to see,
+    or read `complexity_response`, which takes the length out.
 
     Args:
         ds: what `measure`, `load` or `condition` returns.
@@ -54,101 +51,12 @@ def plot_complexity(ds: xr.Dataset, complexity: Any = None, *, dark: bool = Fals
     Source: arXiv 2510.06477, Fig. 5 (reconstruction: protocol not found; complexity, averaging and
     correlation are this library's).
     """
-    require_single(ds, "sink_score")
-    if ds.sizes["prompt"] < FEWEST:
-        raise ValueError(
-            f"the result holds {ds.sizes['prompt']} prompts, and a correlation over prompts needs at least "
-            f"{FEWEST}; measure more"
-        )
-    values, label, units = _complexity(ds, complexity)
-    if np.ptp(values) == 0:
-        raise ValueError(
-            f"the complexity is {number(float(values[0]))} for every prompt, so nothing can go with it; pass "
-            "one that differs"
-        )
-    means = ds.sink_score.astype(float).mean("head").transpose("prompt", "layer")
-    scores = means.reindex(layer=np.arange(ds.attrs["n_layers"])).values  # a gap where a layer is left out
-    found = [_correlation(values, column) for column in scores.T]
+    values, label, units = read_complexity(ds, complexity)
+    held = xr.DataArray(layer_scores(ds), dims=("prompt", "layer"), coords={"layer": ds.layer.values})
+    scores = held.reindex(layer=np.arange(ds.attrs["n_layers"])).values  # a gap where a layer is left out
+    found = [correlate(values, column, resamples=RESAMPLES) for column in scores.T]
     rho, low, high = (np.array(part) for part in zip(*found, strict=True))
     return _draw(ds, values, scores, (rho, low, high), (label, units), dark=dark)
-
-
-def _complexity(ds: xr.Dataset, given: Any) -> tuple[np.ndarray, str, str]:
-    """One finite number per prompt, with label and units."""
-    array, what = given, "complexity"
-    if given is None:
-        if "next_token_loss" not in ds:
-            raise ValueError(
-                "the result has no next_token_loss to take for complexity; measure with "
-                'metrics=["default", "next_token_loss"], or pass complexity= (one number per prompt)'
-            )
-        given = "next_token_loss"
-    if isinstance(given, str):
-        what = f"complexity={given!r}"
-        names = [str(n) for n in [*ds.data_vars, *ds.coords]
-                 if ds[n].dims == ("prompt",) and ds[n].dtype.kind in "fiub" and n != "prompt"]  # fmt: skip
-        if given not in names:
-            raise ValueError(f"{what} is not a number per prompt of this result; it has {', '.join(names)}")
-        array = ds[given]
-    about = getattr(array, "attrs", {})
-    named = {"next_token_loss": "next-token loss"}.get(given, given) if isinstance(given, str) else None
-    label = named or about.get("long_name", getattr(array, "name", None) or "complexity")
-    hashes = getattr(array, "coords", {}).get("prompt_hash")
-    if hashes is not None and not np.array_equal(hashes.values, ds.prompt_hash.values):
-        raise ValueError(
-            f"{what} is of other prompts than the result, or of these in another order; pass numbers of the "
-            "same prompts"
-        )
-    values = np.asarray(array)
-    if values.dtype.kind not in "fiub" or values.shape != (ds.sizes["prompt"],):
-        raise ValueError(
-            f"{what} holds {values.dtype} of shape {values.shape}; pass one number for each of the "
-            f"{ds.sizes['prompt']} prompts"
-        )
-    values = values.astype(float)
-    if not np.isfinite(values).all():
-        wrong = np.flatnonzero(~np.isfinite(values)).tolist()
-        which, them = (f"prompt {wrong[0]}", "it") if len(wrong) == 1 else (
-            f"prompts {', '.join(map(str, wrong[:5]))}{', ...' if len(wrong) > 5 else ''}", "them"
-        )  # fmt: skip
-        raise ValueError(
-            f"{what} is not a finite number for {which}; leave {them} out first, for example with "
-            "ds.isel(prompt=...)"
-        )
-    return values, str(label), str(about.get("units", "1"))
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's ρ with its interval; NaN where a score is, or where all are the same."""
-    if not np.isfinite(y).all():
-        return np.nan, np.nan, np.nan
-    # Places among the different values: as good as the values, and quick to rank again in every resample.
-    places = (np.unique(values, return_inverse=True)[1] for values in (x, y))
-    interval = bootstrap(_spearman_of_places, *places, resamples=RESAMPLES)
-    return interval.value, interval.low, interval.high
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of the ranks; NaN where one side is all the same.
-
-    Source: Spearman 1904; ties by their mean rank.
-
-    >>> _spearman(np.array([1.0, 2, 3, 4]), np.array([10.0, 30, 20, 40]))
-    0.8
-    """
-    return _spearman_of_places(*(np.unique(values, return_inverse=True)[1] for values in (x, y)))
-
-
-def _spearman_of_places(x: np.ndarray, y: np.ndarray) -> float:
-    a, b = _ranks(x), _ranks(y)
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(np.clip((a @ b) / scale, -1, 1)) if scale > 0 else np.nan
-
-
-def _ranks(places: np.ndarray) -> np.ndarray:
-    """Ranks around their mean; `places` are whole numbers from 0, equal ones get their mean rank."""
-    counts = np.bincount(places)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places] - (len(places) + 1) / 2
 
 
 def _draw(
