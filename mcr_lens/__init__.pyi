@@ -102,6 +102,7 @@ from .readouts.representations import representations as representations
 from .readouts.similarity_probe import similarity_probe as similarity_probe
 from .readouts.translators import TunedLens as TunedLens
 from .readouts.translators import TunedLensFileError as TunedLensFileError
+from .readouts.translators import TunedLensWarning as TunedLensWarning
 from .readouts.tuned_lens import tuned_lens as tuned_lens
 from .readouts.tuned_training import fit_tuned_lens as fit_tuned_lens
 from .readouts.unembedding import CannotReadOutError as CannotReadOutError

@@ -1,14 +1,31 @@
-"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `sweep`, `emergence`, …?"""
+"""What can be done from a shell: `mcr-lens demo`, `measure`, `diagnose`, `lens`, `sweep`, …?"""
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mcr_lens.cli_emergence import emergence
+from mcr_lens.cli_lens import lens
+from mcr_lens.cli_options import (
+    BOS,
+    BatchSize,
+    Bos,
+    Device,
+    Dtype,
+    Field,
+    Limit,
+    MaxLength,
+    ModelName,
+    Position,
+    PrependBos,
+    Revision,
+    Served,
+    make_folder,
+    named_prompts,
+)
 from mcr_lens.cli_sweep import sweep
 from mcr_lens.delivery import (
     PAGE,
@@ -22,7 +39,7 @@ from mcr_lens.delivery import (
     write_page,
     write_verdicts,
 )
-from mcr_lens.terminal import in_words, print_metrics, say
+from mcr_lens.terminal import in_words, print_metrics
 
 app = typer.Typer(
     name="mcr-lens",
@@ -31,40 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DEMO_PROMPTS = "demo/prompts.txt"
-
-ModelName = Annotated[str, typer.Argument(help='Hugging Face name, local folder, or "demo".')]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: a GPU where there is one).")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Served = Annotated[
-    bool, typer.Option("--served", help="As transformers serves it, with its fast attention: no bridge.")
-]
-
-
-class Bos(StrEnum):
-    """Whether to put BOS in front of every prompt."""
-
-    auto = "auto"
-    yes = "yes"
-    no = "no"
-
-
-BOS: dict[Bos, Any] = {Bos.auto: "auto", Bos.yes: True, Bos.no: False}
-
-Field = Annotated[
-    str | None, typer.Option(help="Field of the JSON Lines that holds the text (default: text).")
-]
-BatchSize = Annotated[str, typer.Option(help="Prompts that run together, or auto.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Cut prompts to so many tokens.")]
-PrependBos = Annotated[
-    Bos, typer.Option(help="Put BOS first; auto: the tokenizer's own BOS where it has one.")
-]
-Position = Annotated[
-    int, typer.Option(min=0, help="The token to take for BOS, counted from 0 at the first token.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only so many prompts.")]
 
 
 def _show_version(wanted: bool) -> bool:
@@ -118,8 +101,8 @@ def demo(
     with in_words():
         import mcr_lens
 
-        _make_folder(out)
-        prompts = _bundled_prompts()
+        make_folder(out)
+        prompts = named_prompts(None, None)
         model = mcr_lens.load_model("demo")
         bar = sys.stderr.isatty()
         found = mcr_lens.diagnose(model, prompts, progress=bar)
@@ -162,8 +145,8 @@ def measure(
         import mcr_lens
 
         wanted, size = _names(metrics), _batch_size(batch_size)
-        texts = _texts(prompts, field)[:limit]
-        _make_folder(out)
+        texts = named_prompts(prompts, field)[:limit]
+        make_folder(out)
         loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
             model, dtype=dtype, device=device, revision=revision
         )
@@ -207,9 +190,9 @@ def diagnose(
         import mcr_lens
 
         size = _batch_size(batch_size)
-        texts = (_bundled_prompts() if prompts is None else _texts(prompts, field))[:limit]
+        texts = named_prompts(prompts, field)[:limit]
         if out is not None:
-            _make_folder(out)
+            make_folder(out)
         if as_json is not None and not as_json.parent.is_dir():
             raise FileNotFoundError(f"{as_json.parent} is not a folder; create it first")
         loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
@@ -242,7 +225,7 @@ def report(
         import mcr_lens
 
         ds = mcr_lens.load(result)
-        _make_folder(out)
+        make_folder(out)
         parts = beside(ds, result.parent)
         page = write_page(ds, out / PAGE, parts)
         if page is None:
@@ -273,6 +256,7 @@ def inspect(
 
 app.command()(sweep)
 app.command()(emergence)
+app.command()(lens)
 
 
 def _names(given: str | None) -> list[str] | None:
@@ -282,30 +266,6 @@ def _names(given: str | None) -> list[str] | None:
     names = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
     select(names)
     return names
-
-
-def _texts(prompts: Path, field: str | None) -> list[str]:
-    from mcr_lens.prompt_files import read_prompt_file
-
-    texts, blank = read_prompt_file(prompts, field)
-    if blank:
-        say(f"note: {blank} blank line{'s' if blank > 1 else ''} of {prompts} skipped")
-    return texts
-
-
-def _bundled_prompts() -> list[str]:
-    from importlib.resources import as_file, files
-
-    from mcr_lens.prompt_files import read_prompt_file
-
-    with as_file(files("mcr_lens").joinpath(DEMO_PROMPTS)) as bundled:
-        return read_prompt_file(bundled)[0]
-
-
-def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; name a folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _batch_size(given: str) -> Any:

@@ -1,13 +1,23 @@
 """What does `mcr-lens emergence` do: the checkpoints of a training in, a table, a result and a figure out?"""
 
 import sys
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcr_lens.terminal import console, in_words, say, sentence
+from mcr_lens.cli_options import (
+    Device,
+    Dtype,
+    Field,
+    Limit,
+    MaxLength,
+    Served,
+    make_folder,
+    named_prompts,
+    write_figure,
+)
+from mcr_lens.terminal import console, in_words
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,34 +42,26 @@ def emergence(
     revisions: Annotated[
         str | None, typer.Option(help="Of a hub name, with commas between: step1,step1000,step143000.")
     ] = None,
-    field: Annotated[str | None, typer.Option(help="Field of the JSON Lines that holds the text.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Cut prompts to so many tokens.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, … (default: a GPU if there is one).")] = None,
-    served: Annotated[
-        bool, typer.Option("--served", help="As transformers serves it, with its fast attention: no bridge.")
-    ] = False,
+    field: Field = None,
+    limit: Limit = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    served: Served = False,
 ) -> None:
     """Measure the checkpoints of a training: when do spike, valley and sinks appear?"""
     with in_words():
         import mcr_lens
 
-        texts = _texts(prompts, field)[:limit]
+        texts = named_prompts(prompts, field)[:limit]
         named = None if revisions is None else [name.strip() for name in revisions.split(",") if name.strip()]
-        if out.exists() and not out.is_dir():
-            raise FileExistsError(f"{out} is a file; name a folder with --out")
+        make_folder(out)
         ds = mcr_lens.emergence(
             checkpoints, texts, revisions=named, served=served, max_length=max_length, dtype=dtype,
             device=device, progress=sys.stderr.isatty(),
         )  # fmt: skip
-        out.mkdir(parents=True, exist_ok=True)
         written = [mcr_lens.save(ds, out / RESULT)]
-        try:
-            mcr_lens.plot_emergence(ds).write_html(out / PAGE)
-            written.append(out / PAGE)
-        except ImportError as error:
-            say(f"note: no figure was written: {sentence(error)}")
+        written += write_figure(lambda: mcr_lens.plot_emergence(ds), out / PAGE)
         print_emergence(ds)
         typer.echo(f"Written: {', '.join(map(str, written))}")
 
@@ -88,15 +90,3 @@ def _number(value: float, digits: int) -> str:
     from mcr_lens.reading import number
 
     return number(value, digits) if digits or value != value else f"{value:,.0f}"
-
-
-def _texts(prompts: Path | None, field: str | None) -> list[str]:
-    from mcr_lens.prompt_files import read_prompt_file
-
-    if prompts is None:
-        with as_file(files("mcr_lens").joinpath("demo/prompts.txt")) as bundled:
-            return read_prompt_file(bundled)[0]
-    texts, blank = read_prompt_file(prompts, field)
-    if blank:
-        say(f"note: {blank} blank line{'s' if blank > 1 else ''} of {prompts} skipped")
-    return texts

@@ -7,7 +7,7 @@ import xarray as xr
 
 from mcr_lens.ranks import correlate, partial_spearman, spearman
 from mcr_lens.resampling import check_level
-from mcr_lens.results import require_single
+from mcr_lens.results import SCHEMA, require_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +89,8 @@ def complexity_response(
     found = found.assign_coords(head=ds["head"].values)
     method = "partial Spearman given n_tokens" if given is not None else "Spearman, lengths differ"
     return found.assign_attrs(
+        schema=SCHEMA,
+        kind="complexity response",
         model=str(ds.attrs.get("model", "model")),
         complexity=label,
         method=method if uneven else f"Spearman, all prompts have {int(lengths[0])} tokens",

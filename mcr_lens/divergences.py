@@ -110,7 +110,11 @@ def _edge(curve: TaskCurve, values: np.ndarray) -> Any:
 
 
 def _check_same(one: xr.Dataset, two: xr.Dataset) -> None:
-    for name in ("model", "revision", "n_layers", "dtype"):
+    if "lens" in one.attrs and "pooling" in two.attrs:
+        raise ValueError(
+            "the embedding task comes first and generation second; pass them the other way round"
+        )
+    for name in ("model", "revision", "n_layers", "dtype", "interventions"):
         a, b = one.attrs.get(name), two.attrs.get(name)
         if a != b:
             raise ValueError(

@@ -27,7 +27,8 @@ def early_exit(
     share(l) = score(l)/score(L), or score(L)/score(l) where lower is better: 1 at the last depth, above it
     where a depth is better. The exit is the first depth with share ≥ target. With `chance`, what guessing
     scores is taken off first: (score(l) − chance)/(score(L) − chance). Intervals are percentiles over
-    resampled texts (windows, questions, pairs).
+    resampled texts (windows, questions, pairs); draws whose final score is not beyond guessing (or not
+    positive) have no share, and where they could hold a whole tail, the bounds are NaN.
 
     A probe is trained at each depth and a lens is not: exits of different kinds of readout answer different
     questions.
@@ -56,6 +57,7 @@ def early_exit(
         raise ValueError("early_exit needs a readout; pass what linear_probe or logit_lens returns")
     if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
         raise ValueError(f"target={target!r}: pass a share of the final score between 0 and 1, such as 0.95")
+    scores = [scores] if isinstance(scores, str) else scores
     names = [None] * len(readouts) if scores is None else list(scores)
     if len(names) != len(readouts):
         raise ValueError(f"scores names {len(names)} scores for {len(readouts)} readouts; name one for each")
@@ -82,8 +84,8 @@ def _exit(curve: TaskCurve, floor: float, target: float, level: float) -> dict[s
     """Share by depth and exit of one task, with intervals."""
     share, draws = _share(curve, curve.values, floor), _share(curve, curve.draws, floor)
     ends = np.array([interval(column, level) for column in draws.T])
-    reached = draws >= target
-    low, high = interval(reached.argmax(1), level)
+    exits = np.where(np.isnan(draws[:, -1]), np.nan, (draws >= target).argmax(1))
+    low, high = interval(exits, level)
     first = int((share >= target).argmax())
     return {
         "share": share,
@@ -97,11 +99,12 @@ def _exit(curve: TaskCurve, floor: float, target: float, level: float) -> dict[s
 
 
 def _share(curve: TaskCurve, values: np.ndarray, floor: float) -> np.ndarray:
+    """Share of the last depth's score beyond the floor; NaN where there is nothing beyond it."""
     last = values[..., -1:]
     with np.errstate(divide="ignore", invalid="ignore"):
         found = last / values if curve.sign < 0 else (values - floor) / (last - floor)
     found[..., -1] = 1.0
-    return found
+    return np.where(last > floor, found, np.nan)
 
 
 def _floor(ds: xr.Dataset, curve: TaskCurve) -> float:

@@ -11,6 +11,7 @@ import xarray as xr
 from mcr_lens.ranks import spearman
 from mcr_lens.reading import MASSIVE_RATIO, SINK_LAYER, SINK_THRESHOLD, VALLEY
 from mcr_lens.resampling import Interval, bootstrap, check_level
+from mcr_lens.results import SCHEMA
 from mcr_lens.summaries import normalized_entropy, sink_rate
 from mcr_lens.training_steps import require_steps
 
@@ -258,4 +259,5 @@ def _dataset(
         values = [getattr(interval, part) for interval in pairs.values()]
         made[f"synchrony{ending}"] = ("pair", values, {"long_name": text, "units": "1", "source": source})
     coords = {"event": list(EVENTS), "pair": [" and ".join(pair) for pair in pairs], "step": steps}
-    return xr.Dataset(made, coords, {"model": ds.attrs.get("model", "model"), **about})
+    attrs = {"schema": SCHEMA, "kind": "emergence steps", "model": ds.attrs.get("model", "model"), **about}
+    return xr.Dataset(made, coords, attrs)

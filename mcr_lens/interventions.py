@@ -91,6 +91,25 @@ class Intervention:
         return {layer: found[:, list(self.heads)] for layer, found in rows.items()}
 
 
+def listed(given: Any) -> tuple[Intervention, ...]:
+    """One intervention, several in order, or none.
+
+    Raises:
+        TypeError: something that is no intervention.
+
+    Source: this library.
+    """
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    made = tuple(given) if several else () if given is None else (given,)
+    wrong = [one for one in made if not isinstance(one, Intervention)]
+    if wrong:
+        raise TypeError(
+            f"interventions: got a {type(wrong[0]).__name__}; pass an intervention such as zero_bos_mlp(1), or "
+            "several in a list"
+        )
+    return made
+
+
 class _Callback:
     """The hook of one layer: it picks rows, edits them, and puts them back into a copy."""
 

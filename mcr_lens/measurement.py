@@ -10,7 +10,7 @@ import xarray as xr
 
 from mcr_lens.batches import forward_arguments, in_batches, running
 from mcr_lens.hookpoints import HookedModel, check_model
-from mcr_lens.interventions import Intervention
+from mcr_lens.interventions import Intervention, listed
 from mcr_lens.observer import Observer
 from mcr_lens.prompts import Prompt, read_prompts
 from mcr_lens.provenance import ProcessedWeightsWarning, processing
@@ -30,7 +30,7 @@ def measure(
     max_length: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
     position: int = 0,
-    interventions: Sequence[Intervention] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     tokenizer: Any = None,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -61,7 +61,7 @@ def measure(
         NonFiniteActivationError, HookDidNotFireError: after a batch.
     """
     options = Options(metrics, batch_size, max_length, prepend_bos, position, progress)
-    return measure_conditions(hooked(model, tokenizer), prompts, {"": tuple(interventions)}, options)[""]
+    return measure_conditions(hooked(model, tokenizer), prompts, {"": listed(interventions)}, options)[""]
 
 
 @dataclass(frozen=True)

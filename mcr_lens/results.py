@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the layout of a result; files say which one they have."""
 
+KINDS = ("readout", "task divergence", "early exit", "complexity response", "emergence steps")
+"""What else than results of `measure` is saved and read: attribute `kind`."""
+
 SAME = (
     "schema", "model", "revision", "dtype", "processing", "n_layers", "n_heads", "d_model",
     "position", "interventions",
@@ -106,8 +109,8 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _own(ds: xr.Dataset) -> xr.Dataset:
-    """A result, or a readout, probe or the like, which says in the attribute `kind` what it is."""
-    own_kind = isinstance(ds, xr.Dataset) and "kind" in ds.attrs and "schema" in ds.attrs
+    """A result, or one of `KINDS`, which says in the attribute `kind` what it is."""
+    own_kind = isinstance(ds, xr.Dataset) and ds.attrs.get("kind") in KINDS and "schema" in ds.attrs
     return _readable(ds) if own_kind else validate(ds)
 
 

@@ -78,13 +78,17 @@ def task_curve(
 
 
 def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
-    """Percentiles of draws; NaN where there are none.
+    """Percentiles of draws; NaN where there are none, or so many undefined that they could hold a whole tail.
 
     Source: Efron 1979.
     """
-    if not len(draws) or np.isnan(draws).any():
+    known = draws[~np.isnan(draws)]
+    if not len(known) or len(draws) - len(known) > (1 - level) / 2 * len(draws):
         return np.nan, np.nan
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    method = (
+        "linear" if np.isfinite(known).all() else "inverted_cdf"
+    )  # there is nothing between two infinities
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method=method)
     return float(low), float(high)
 
 

@@ -12,7 +12,7 @@ from test_plots import fake_result
 from typer.testing import CliRunner
 
 import mcr_lens
-from mcr_lens import cli
+from mcr_lens import cli, cli_options
 from mcr_lens.models import load_model
 from mcr_lens.prompt_files import read_prompt_file
 from mcr_lens.terminal import print_profile
@@ -175,7 +175,7 @@ def test_debug_lets_the_traceback_through(prompt_file, tmp_path):
 
 
 def test_demo_shows_the_causal_check(loads, tmp_path, prompt_file, monkeypatch):
-    monkeypatch.setattr(cli, "DEMO_PROMPTS", str(prompt_file))
+    monkeypatch.setattr(cli_options, "DEMO_PROMPTS", str(prompt_file))
     out, err = run("demo", "--out", tmp_path / "demo")
     assert (tmp_path / "demo" / "result.nc").is_file() and (tmp_path / "demo" / "report.html").is_file()
     ds = mcr_lens.load(tmp_path / "demo" / "result.nc")
@@ -286,7 +286,7 @@ def test_diagnose_prints_verdicts_and_writes_what_was_asked_for(finds, prompt_fi
 
 
 def test_diagnose_without_files_takes_the_bundled_prompts(finds, prompt_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "DEMO_PROMPTS", str(prompt_file))
+    monkeypatch.setattr(cli_options, "DEMO_PROMPTS", str(prompt_file))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     out, _ = run("diagnose", "acme/tiny", "--limit", 2, COLUMNS="200")

@@ -7,7 +7,7 @@ from test_plots import HEADS, USUAL, fake_result
 
 from mcr_lens.complexity import complexity_response, dormant_heads
 from mcr_lens.ranks import partial_spearman, spearman
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.results import ResultSchemaError, load, save
 
 PROMPTS, LAYERS = 24, 3
 
@@ -86,6 +86,11 @@ def test_the_order_of_the_prompts_changes_nothing(lengths):
     xr.testing.assert_identical(response(ds), response(other))
     one, two = dormant_heads(ds, threshold=0.5), dormant_heads(other, threshold=0.5)
     assert one.equals(two)
+
+
+def test_it_is_saved_and_read(tmp_path):
+    found = response(result())
+    xr.testing.assert_identical(load(save(found, tmp_path / "response.nc")), found)
 
 
 def test_mixing_is_there_where_it_was_measured():

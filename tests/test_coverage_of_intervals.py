@@ -11,6 +11,8 @@ import xarray as xr
 from mcr_lens.resampling import _bca, bootstrap
 from mcr_lens.statistics import confidence_interval, paired_difference
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 4000
 
 DRAW = {

@@ -245,6 +245,11 @@ def test_strengths_are_those_of_the_single_results():
     assert found.emerged.sel(event="valley") == 1000
 
 
+def test_what_was_found_is_saved_and_read(tmp_path):
+    found = emergence_steps(join_steps({0: fake_result(8, seed=1), 9: fake_result(8, seed=2)}), resamples=100)
+    xr.testing.assert_identical(mcr_lens.load(mcr_lens.save(found, tmp_path / "steps.nc")), found)
+
+
 def test_the_table_says_the_same():
     table = emergence_table(training())
     assert isinstance(table, pd.DataFrame)

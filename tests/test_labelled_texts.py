@@ -177,9 +177,11 @@ def test_bad_rows_are_named(tmp_path, name, text, message):
         read_labelled(write(tmp_path / name, text))
 
 
-def test_other_refusals(tmp_path):
+def test_other_refusals(tmp_path, as_for_users):
     with pytest.raises(FileNotFoundError, match=r"nothing\.tsv is not a file"):
         read_labelled(tmp_path / "nothing.tsv")
+    with pytest.raises(TypeError, match="the source came as NoneType; pass a file, or the name of a dataset"):
+        read_labelled(None)
     (tmp_path / "b.tsv").write_bytes(b"x\t1\n\xff\t0\n")
     with pytest.raises(ValueError, match=r"b.tsv, line 2 is not UTF-8 text \(byte 0\); save it as UTF-8"):
         read_labelled(tmp_path / "b.tsv")

@@ -1,5 +1,7 @@
 """Does a lens read at the last depth what the model says, and at the others what the last would say?"""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_every_depth_is_read_by_norm_and_unembedding(family, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(heads, "_transformer_lens", lambda: None)
         found = unembedding(model)
-    assert "TransformerLens" not in found.how and "lm_head" in found.how
+    assert found.how.split(", ")[0].endswith(("norm", "ln_f")) and not found.normalised
     stream = 3 * torch.randn(7, model.cfg.d_model)
     with torch.no_grad():
         logits = model.unembed(model.ln_final(stream[None]))[0]
@@ -160,6 +162,21 @@ def test_an_edit_changes_later_depths_only():
     assert (clean.cross_entropy[2:] != cut.cross_entropy[2:]).all()
 
 
+def test_one_intervention_needs_no_list(as_for_users):
+    model, given, cut = bridge("llama"), rows(8, 9), mcr.zero_bos_mlp(1)
+    one = mcr.logit_lens(model, given, interventions=cut, progress=False)
+    np.testing.assert_array_equal(
+        one.cross_entropy, mcr.logit_lens(model, given, interventions=[cut], progress=False).cross_entropy
+    )
+    assert "zero_ablation" in one.attrs["interventions"]
+    for function in (mcr.logit_lens, mcr.measure):
+        with pytest.raises(
+            TypeError, match=r"interventions: got a int; pass an intervention such as zero_bos"
+        ):
+            function(model, given, interventions=3, progress=False)
+        function(model, given, interventions=None, progress=False)
+
+
 def test_logits_are_the_models_own_and_no_hook_stays():
     model, given = bridge("llama"), rows(10)
     before = model(given[0][None])
@@ -201,11 +218,27 @@ def test_nan_is_an_error():
     model = bridge("llama")
     with torch.no_grad():
         model.blocks[1].mlp.out.weight.fill_(float("nan"))
-    with pytest.raises(mcr.NonFiniteActivationError, match="predicts NaN for a few plain tokens"):
+    with pytest.raises(mcr.NonFiniteActivationError, match="predicts NaN or infinity for a few plain tokens"):
         mcr.logit_lens(model, rows(8), progress=False)
     prompts = [Prompt(ids, None, False, False) for ids in rows(8, 5)]
     with pytest.raises(mcr.NonFiniteActivationError, match="NaN or infinite at depth 2 in prompt 0"):
         list(by_depth(model, prompts, lambda stream, batch: None))
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_infinite_logits(served):
+    """−∞ stands for a token that is never said; +∞ is an error."""
+    plain = hugging_face("llama")
+    plain.lm_head.bias = torch.nn.Parameter(torch.zeros(128))
+    plain.lm_head.bias.data[7] = -torch.inf
+    model = mcr.serve(plain) if served else mcr.load_model(plain, verbose=False)
+    ids = torch.tensor([5, 9, 20, 11])
+    ds = mcr.logit_lens(model, [ids], progress=False)
+    assert float(ds.cross_entropy[-1]) == pytest.approx(float(own_losses(model, ids).mean()), abs=1e-5)
+    assert np.isfinite(ds.kl_to_final).all() and np.isfinite(ds.next_token_entropy).all()
+    plain.lm_head.bias.data[7] = torch.inf
+    with pytest.raises(mcr.NonFiniteActivationError, match="predicts NaN or infinity for a few plain tokens"):
+        mcr.logit_lens(model, [ids], progress=False)
 
 
 def test_impossible_tokens_are_no_nan():
@@ -308,3 +341,18 @@ def test_readouts_are_drawn():
         )
     assert "next token (logit lens), 3 windows" in fig.layout.title.text
     assert "95 % interval over windows" in [trace.name for trace in fig.data if trace.showlegend]
+
+
+def test_a_readout_says_what_was_edited():
+    model, edit, tok = bridge("llama"), mcr.zero_bos_mlp(1), tokenizer()
+    model.tokenizer = tok
+    item = mcr.ChoiceItem(("The sky is",) * 2, (" blue", " green"), 0)
+    for read, texts in (
+        (mcr.logit_lens, ["some text"]),
+        (mcr.tuned_lens, ["some more text to learn from"] * 9),
+        (mcr.continuation_log_likelihood, [("some", " text")]),
+        (mcr.multiple_choice, [item]),
+    ):
+        options = {"steps": 2, "tokens_per_step": 20} if read is mcr.tuned_lens else {}
+        ds = read(model, texts, interventions=[edit], progress=False, **options)
+        assert json.loads(ds.attrs["interventions"]) == [edit.describe()]

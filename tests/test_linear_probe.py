@@ -328,6 +328,8 @@ def test_scikit_learn_is_asked_for_in_words(llama, planted, monkeypatch):
         ({"validation_share": 0.0}, ValueError, "validation_share=0.0: pass a share between 0 and 1"),
         ({"labels": [0, 1]}, ValueError, "labels: got 2 for 12 texts; pass one for each, in their order"),
         ({"labels": [0.5, 1.0] * 6}, TypeError, "labels hold float; pass strings only, or whole numbers"),
+        ({"labels": None}, TypeError, "labels came as NoneType; pass a list, one for each text"),
+        ({"labels": "ab" * 6}, TypeError, "labels came as str; pass a list, one for each text"),
         ({"labels": ["a", 1] * 6}, TypeError, "labels hold int, str; pass strings only"),
         ({"labels": ["a"] * 12}, ValueError, "all texts are 'a'; a probe needs two classes or more"),
         ({"labels": [0] * 10 + [1] * 2}, ValueError, "1 has 2 different texts; every class needs 3"),

@@ -125,6 +125,7 @@ def test_layout(found):
     [
         ({"pooling": ["mean"]}, r"pooling=\['mean'\]: pass one of 'mean', 'last', 'bos'"),
         ({"pooling": "max"}, "pooling='max': pass 'mean', 'last', 'bos'"),
+        ({"seed": -1}, "seed=-1: pass a whole number from 0 on"),
         ({"resamples": 10}, "resamples=10: pass a whole number of at least 100"),
         ({"pairs": PAIRS[:4]}, "pairs: got 4, and a rank correlation needs 5 or more; pass more"),
         ({"pairs": ["ab"] * 5}, "pairs: entry 0 is a str of 2; pass two texts for each"),
@@ -144,3 +145,12 @@ def test_refusals(llama, options, message, monkeypatch):
     monkeypatch.setattr(type(llama), "forward", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=message):
         probe(llama, **options)
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("pairs", [None, "ab", {"a": "b"}])
+def test_pairs_are_a_list(llama, pairs):
+    with pytest.raises(
+        TypeError, match=f"pairs came as {type(pairs).__name__}; pass a list of pairs of texts"
+    ):
+        probe(llama, pairs=pairs)

@@ -13,6 +13,7 @@ from mcr_lens.sweep_store import CHECKSUM, DIGEST, read
 SCRIPT = Path(__file__).with_name("sweep_killer.py")
 pytestmark = [
     pytest.mark.demo,
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="no fork and no SIGKILL on Windows"),
 ]
 

@@ -14,7 +14,7 @@ from mcr_lens.sweep_store import CHECKSUM, SweepError
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mcr-lens[ray]'")
 from mcr_lens import sweep_ray  # noqa: E402
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.slow]
 
 PLAN = {
     "metrics": ["norms", "sink_score", "matrix_entropy"], "chunk": 3,

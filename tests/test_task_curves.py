@@ -210,11 +210,21 @@ def test_what_is_wrong_is_said(as_for_users):
             ValueError,
             "differ in model: 'm' and 'n'",
         ),
+        (
+            lambda: mcr.task_divergence(one, two.assign_attrs(interventions='["edited"]')),
+            ValueError,
+            "differ in interventions: ",
+        ),
         (lambda: mcr.task_divergence(one, two, "auto"), mcr.ResultSchemaError, "phases is a str; pass what"),
         (
             lambda: mcr.task_divergence(one, two, mcr.detect_phases(fake_result(12))),
             ValueError,
             "the phases are of 13 depths and the readouts of 9",
+        ),
+        (
+            lambda: mcr.task_divergence(one.assign_attrs(lens="x"), two.assign_attrs(pooling="mean")),
+            ValueError,
+            "the embedding task comes first and generation second",
         ),
         (lambda: mcr.early_exit(), ValueError, "early_exit needs a readout"),
         (
@@ -243,3 +253,29 @@ def test_what_is_wrong_is_said(as_for_users):
     ):
         with pytest.raises(kind, match=message):
             call()
+
+
+def test_draws_that_end_no_better_than_guessing_have_no_share():
+    """A quotient of two negative numbers is no share, and one by nothing no number."""
+    right = np.zeros((40, 3))
+    right[:21, 1:] = 1  # 21 of 40 right at the end, and guessing has 20
+    ds = mcr.early_exit(readout(right).assign(chance=0.5), chance=True)
+    assert float(ds.share[0, 1]) == 1 and int(ds.exit_depth[0]) == 1
+    for name in ("share_low", "share_high"):
+        assert ds[name].isnull().all()
+    assert np.isnan(ds.exit_depth_low[0]) and np.isnan(ds.exit_depth_high[0])
+    sure = mcr.early_exit(readout(np.ones((40, 3))).assign(chance=0.5), chance=True)
+    assert float(sure.share_low[0, 1]) == 1 == float(sure.share_high[0, 1])
+
+
+def test_percentiles_of_draws():
+    draws = np.arange(1000.0)
+    assert interval(draws, 0.9) == pytest.approx((49.95, 949.05))
+    assert interval(np.where(draws < 40, np.nan, draws), 0.9)[1] > 940
+    assert np.isnan(interval(np.where(draws < 60, np.nan, draws), 0.9)).all()
+    assert interval(np.where(draws > 900, np.inf, draws), 0.9) == (49.0, np.inf)
+
+
+def test_one_score_may_be_named_by_itself():
+    ds = readout(noisy(RISE))
+    xr.testing.assert_identical(mcr.early_exit(ds, scores="score"), mcr.early_exit(ds, scores=["score"]))

@@ -11,7 +11,9 @@ from real_data import real
 from safetensors.torch import save_file
 
 import mcr_lens as mcr
+from mcr_lens.readouts import lens as lenses
 from mcr_lens.readouts.tuned_training import fit_tuned_lens
+from mcr_lens.readouts.unembedding import CannotReadOutError
 
 
 def stories(n: int = 40, length: int = 40, seed: int = 5) -> list[torch.Tensor]:
@@ -106,6 +108,41 @@ def test_texts_to_learn_from_may_be_others():
     assert ds.sizes["window"] == 6 and int(ds.n_scored.sum()) == 6 * 39
 
 
+def test_it_is_said_where_a_lens_leads_away_from_the_final_prediction():
+    model, lens = bridge("llama"), short(bridge("llama"))
+    away = mcr.TunedLens(lens.weight.clone(), lens.bias.clone())
+    away.bias[1] += 50
+    with pytest.warns(mcr.TunedLensWarning, match="farther from the final prediction .* at depth 1; train"):
+        ds = mcr.tuned_lens(model, stories(4), away, progress=False)
+    assert (ds.kl_to_final > ds.logit_lens_kl_to_final).values.nonzero()[0].tolist() == [1]
+
+
+def test_an_unembedding_without_gradients_is_refused(as_for_users):
+    class Rounded(torch.nn.Module):
+        """Computes what a layer does, and hands on no gradient, as a quantised one."""
+
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            with torch.no_grad():
+                return self.layer(x)
+
+    plain = hugging_face("llama")
+    plain.lm_head = Rounded(plain.lm_head)
+    assert mcr.logit_lens(plain, stories(2), progress=False).sizes["depth"] == 5
+    with pytest.raises(CannotReadOutError, match="no gradient comes through the model's unembedding"):
+        short(plain)
+
+
+def test_tokens_taken_in_parts_give_the_same_translators(monkeypatch):
+    """What is held at once is a matter of memory, not of what is learned."""
+    whole = short(bridge("llama"))
+    monkeypatch.setattr(lenses, "LOGITS", 4 * 128 * 7)  # seven tokens of a vocabulary of 128
+    torch.testing.assert_close(short(bridge("llama")).weight, whole.weight, atol=2e-3, rtol=2e-2)
+
+
 def test_served_and_bridged_are_trained_alike():
     one, two = short(hugging_face("llama")), short(bridge("llama"))
     torch.testing.assert_close(one.weight, two.weight, atol=2e-3, rtol=2e-2)
@@ -116,11 +153,10 @@ def test_what_is_wrong_is_said(tmp_path, as_for_users):
     for given, kind, message in (
         ({"steps": 0}, ValueError, "steps=0: pass a positive whole number"),
         ({"tokens_per_step": 1.5}, ValueError, r"tokens_per_step=1\.5: pass a positive whole number"),
-        (
-            {"learning_rate": -1.0},
-            ValueError,
-            r"learning_rate=-1\.0, weight_decay=0\.0: pass a positive rate",
-        ),
+        ({"learning_rate": -1.0}, ValueError, r"learning_rate=-1\.0: pass a positive number"),
+        ({"learning_rate": float("inf")}, ValueError, "learning_rate=inf: pass a positive number"),
+        ({"seed": -1}, ValueError, "seed=-1: pass a whole number from 0 on"),
+        ({"lens": 3}, TypeError, "lens came as int; pass a TunedLens, or the file of one"),
         ({"train_share": 1.0}, ValueError, r"train_share=1\.0: pass a share between 0 and 1"),
         ({"save": tmp_path / "no" / "lens"}, FileNotFoundError, "no is not a folder; create it first"),
         ({"lens": tmp_path / "none"}, FileNotFoundError, "none is not a file"),
@@ -128,8 +164,13 @@ def test_what_is_wrong_is_said(tmp_path, as_for_users):
     ):
         with pytest.raises(kind, match=message):
             mcr.tuned_lens(model, stories(4), progress=False, **given)
-    with pytest.raises(ValueError, match=r"held_out=1\.0: pass a share between 0 and 1"):
-        fit_tuned_lens(model, stories(4), held_out=1.0, progress=False)
+    for given, message in (
+        ({"held_out": 1.0}, r"held_out=1\.0: pass a share between 0 and 1"),
+        ({"held_out": "x"}, "held_out='x': pass a share between 0 and 1"),
+        ({"weight_decay": "x"}, "weight_decay='x': pass 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_tuned_lens(model, stories(4), progress=False, **given)
     with pytest.raises(mcr.TunedLensFileError, match="for 4 layers of width 32, and"):
         mcr.tuned_lens(bridge("llama", num_hidden_layers=2), stories(4), lens, progress=False)
     with pytest.raises(mcr.TunedLensFileError, match="cannot be read as safetensors"):
@@ -140,6 +181,19 @@ def test_what_is_wrong_is_said(tmp_path, as_for_users):
         mcr.TunedLens.load(tmp_path / "other")
     with pytest.raises(ValueError, match=r"weight has shape \(1, 2, 3\) and bias \(1, 2\); they must be"):
         mcr.TunedLens(torch.zeros(1, 2, 3), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="the translators hold NaN or infinity; train them anew"):
+        mcr.TunedLens(torch.full((1, 2, 2), float("nan")), torch.zeros(1, 2))
+    fits = {"weight": torch.zeros(1, 2, 2), "bias": torch.zeros(1, 2)}
+    about = {"format": "mcr_lens tuned lens 1", "training": "{}"}
+    for tensors, changed, message in (
+        (fits, {"training": "{"}, r"is a damaged tuned lens \(Expecting property name"),
+        (fits | {"bias": torch.zeros(2)}, {}, r"is a damaged tuned lens \(weight has shape"),
+    ):
+        save_file(tensors, tmp_path / "damaged", metadata=about | changed)
+        with pytest.raises(mcr.TunedLensFileError, match=message):
+            mcr.TunedLens.load(tmp_path / "damaged")
+    with pytest.raises(ValueError, match="4 tokens are held out to choose translators by, and at least 10"):
+        fit_tuned_lens(model, [torch.arange(5, 55)], progress=False)
     with pytest.raises(ValueError, match="tokens cannot be parted at 80%"):
         mcr.tuned_lens(model, [torch.tensor([5, 6])], progress=False)
 

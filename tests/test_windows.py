@@ -1,5 +1,6 @@
 """Is every token scored once, with as much context as fits?"""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -97,3 +98,9 @@ def test_ids_that_begin_with_bos_keep_it_in_every_window():
     ids = [0, *range(5, 40)]
     windows = cut(read_texts(llama, [ids]), 64, 10, 5)
     assert len(windows) > 2 and {int(w.prompt.ids[0]) for w in windows} == {0}
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(as_for_users):
+    texts = read_texts(reading_llama(), [[*range(5, 40)]])
+    one, two = cut(texts, 64, 10, 5), cut(texts, 64, np.int64(10), np.int32(5))
+    assert [w.prompt.ids.tolist() for w in one] == [w.prompt.ids.tolist() for w in two]

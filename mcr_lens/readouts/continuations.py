@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcr_lens.batches import Batch
 from mcr_lens.hookpoints import HookedModel, context_length, model_name
-from mcr_lens.interventions import Intervention
+from mcr_lens.interventions import Intervention, listed
 from mcr_lens.measurement import PromptWarning
 from mcr_lens.prompts import Prompt, prompt_from_text
 from mcr_lens.readouts.choice_items import HARNESS
@@ -34,7 +34,7 @@ def continuation_log_likelihood(
     *,
     lens: Any = None,
     prepend_bos: bool | Literal["auto"] = "auto",
-    interventions: Sequence[Intervention] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     batch_size: int | Literal["auto"] = "auto",
     tokenizer: Any = None,
     progress: bool = True,
@@ -73,6 +73,7 @@ def continuation_log_likelihood(
     Source: lm-evaluation-harness, `loglikelihood` (encoding of pairs); nostalgebraist 2020 (the lens).
     """
     model = hooked(model, tokenizer)
+    interventions = listed(interventions)
     check_eval(model)
     chosen = lens_of(model, lens)
     asked = encode(model, _checked(pairs), prepend_bos=prepend_bos)
@@ -97,6 +98,7 @@ def continuation_log_likelihood(
     return readout(
         model, variables, task="continuations", score="mean_log_likelihood", coords=coords,
         lens=name_of(lens), reads_with=chosen.unembedding.how,
+        interventions=interventions,
     )  # fmt: skip
 
 

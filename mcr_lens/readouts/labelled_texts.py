@@ -52,6 +52,7 @@ def read_labelled(
     Raises:
         FileNotFoundError: no such file.
         ImportError: a dataset, and `datasets` is not installed.
+        TypeError: a source that is neither a path nor a name.
         ValueError: no such dataset or column, no rows, or one that is not a text with a label.
 
     Source: this library.
@@ -100,7 +101,7 @@ def read_pairs(
         config, split, revision, streaming, limit: as for `read_labelled`.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as `read_labelled`.
+        FileNotFoundError, ImportError, TypeError, ValueError: as `read_labelled`.
 
     Source: this library.
     """
@@ -157,6 +158,10 @@ class _Table:
 
 
 def _table(source: Any, wanted: Wanted, dataset: DatasetPrompts) -> _Table:
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"the source came as {type(source).__name__}; pass a file, or the name of a dataset as text"
+        )
     path = Path(source)
     if path.is_file():
         if path.suffix == ".jsonl":

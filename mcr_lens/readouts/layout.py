@@ -1,6 +1,6 @@
 """How is a readout laid out: which variables, with which attributes, on which axes?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ def readout(
     task: str,
     score: str,
     coords: Mapping[str, Any] | None = None,
+    interventions: Sequence[Any] = (),
     **attrs: Any,
 ) -> xr.Dataset:
     """A readout of this model as a Dataset: depths 0..L, provenance, task, and the name of its main score.
@@ -28,5 +29,7 @@ def readout(
     """
     ds = xr.Dataset({name: (tuple(axes), values, dict(a)) for name, (axes, values, a) in variables.items()})
     ds = ds.assign_coords(depth=np.arange(model.cfg.n_layers + 1), **dict(coords or {}))
-    given = {"schema": SCHEMA, "kind": "readout", **describe(model), "task": task, "score": score, **attrs}
-    return ds.assign_attrs(given)
+    made = describe(model, interventions=interventions)
+    return ds.assign_attrs(
+        {"schema": SCHEMA, "kind": "readout", **made, "task": task, "score": score, **attrs}
+    )

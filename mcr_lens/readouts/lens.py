@@ -1,6 +1,6 @@
 """How well does each depth predict the next token, read as if it were the last?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mcr_lens.hookpoints import HookedModel, context_length
-from mcr_lens.interventions import Intervention
+from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
 from mcr_lens.readouts.ratios import ratio_interval
 from mcr_lens.readouts.streams import by_depth, check_eval
@@ -25,7 +25,7 @@ BELROSE = "arXiv 2303.08112 (Belrose et al. 2023)"
 SCORES = {
     "cross_entropy": about("nats/token", "Cross-entropy of the next token", LENS, "lower"),
     "next_token_entropy": about("nats/token", "Entropy of the prediction", LENS),
-    "kl_to_final": about("nats/token", "KL divergence from the final prediction", BELROSE, "lower"),
+    "kl_to_final": about("nats/token", "KL from the final prediction", BELROSE, "lower"),
     "rank": about("1", "Rank of the right token", LENS, "lower"),
     "accuracy": about("share", "Right token ranked first", LENS, "higher"),
 }
@@ -48,7 +48,7 @@ def logit_lens(
     window: int | None = None,
     stride: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
-    interventions: Sequence[Intervention] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     batch_size: int | Literal["auto"] = "auto",
     tokenizer: Any = None,
     progress: bool = True,
@@ -73,7 +73,8 @@ def logit_lens(
         `kl_to_final` = KL(P_L ‖ P_l), `rank` of the right token (1 is best) and `accuracy`, each a mean over
         all scored tokens with the ends of its 95 % interval over windows (`_low`, `_high`), and the means of
         each window as `window_<name>` [window, depth], with `n_scored` tokens. At the last depth they are
-        the model's own.
+        the model's own. Intervals take windows for independent, which neighbours in one text are not: where
+        these correlate by 0.3, as the demo model's losses on WikiText-2 do, 95 % intervals hold 85 %.
 
     Raises:
         CannotReadOutError: an encoder, or a model whose predictions do not come out of its last depth.
@@ -85,6 +86,7 @@ def logit_lens(
     that reads.
     """
     model = hooked(model, tokenizer)
+    interventions = listed(interventions)
     check_eval(model)
     windows = cut(read_texts(model, texts, prepend_bos=prepend_bos), context_length(model), window, stride)
     lens = Lens(unembedding(model))
@@ -94,6 +96,7 @@ def logit_lens(
     return readout(
         model, by_window(sums, windows), task="next token (logit lens)", score="cross_entropy",
         coords=coordinates(windows), lens="logit lens", reads_with=lens.unembedding.how,
+        interventions=interventions,
     )  # fmt: skip
 
 
@@ -127,31 +130,35 @@ def token_scores(
     """
     found = {name: torch.zeros(len(streams), len(targets)) for name in names}
     with torch.no_grad():
-        for part in _parts(lens, streams[-1], len(targets)):
+        for part in parts(lens.unembedding, streams[-1]):
             right = targets[part].to(streams[-1].device)[:, None]
             final = lens.unembedding.log_probs(streams[-1][part])
-            likely = final.exp() if "kl_to_final" in names else final
-            self_information = _dot(likely, final)
+            likely = final.exp() if "kl_to_final" in names else None
+            self_information = None if likely is None else _dot(likely, final)
             for depth, stream in enumerate(streams):
                 last = depth == len(streams) - 1
                 said = final if last else lens.log_probs(stream[part], depth).to(final.device)
-                for name in names:
-                    values = _score(name, said, right, likely, self_information)
+                for name, values in _scores(names, said, right, likely, self_information):
                     found[name][depth, part] = values.float().cpu()
     return found
 
 
-def _score(name: str, said: Tensor, right: Tensor, likely: Tensor, self_information: Tensor) -> Tensor:
-    """One score of one depth's prediction [token, vocab]; `likely` is the final one, as probabilities."""
-    if name == "next_token_entropy":
-        return -_dot(said.exp(), said)
-    if name == "kl_to_final":  # rounding leaves a hair less than nothing
-        return (self_information - _dot(likely, said)).clamp_min(0)
+def _scores(
+    names: Sequence[str], said: Tensor, right: Tensor, likely: Tensor | None, self_information: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Scores of one depth's prediction [token, vocab]; `likely` is the final one, as probabilities."""
     of_right = said.gather(-1, right)
-    if name == "cross_entropy":
-        return -of_right[:, 0]
-    ahead = (said > of_right).sum(-1)
-    return ahead + 1 if name == "rank" else ahead == 0
+    if "cross_entropy" in names:
+        yield "cross_entropy", -of_right[:, 0]
+    if "next_token_entropy" in names:
+        yield "next_token_entropy", -_dot(said.exp(), said)
+    if likely is not None and self_information is not None:  # rounding leaves a hair less than nothing
+        yield "kl_to_final", (self_information - _dot(likely, said)).clamp_min(0)
+    if "rank" in names or "accuracy" in names:
+        # Counted in floats, exact to 2²⁴: a sum of booleans takes several times as long.
+        ahead = torch.gt(said, of_right, out=torch.empty_like(said)).sum(-1)
+        yield from ((name, ahead + 1 if name == "rank" else ahead == 0)
+                    for name in ("rank", "accuracy") if name in names)  # fmt: skip
 
 
 def _dot(probability: Tensor, value: Tensor) -> Tensor:
@@ -162,12 +169,15 @@ def _dot(probability: Tensor, value: Tensor) -> Tensor:
     return found
 
 
-def _parts(lens: Lens, stream: Tensor, n_tokens: int) -> list[slice]:
-    """Slices of so many tokens that their predictions at one depth stay small."""
-    vocab = lens.unembedding.log_probs(stream[:1]).shape[-1]
+def parts(reader: Unembedding, stream: Float[Tensor, "token d_model"]) -> list[slice]:
+    """Slices of so many tokens that their predictions at one depth stay small.
+
+    Source: this library.
+    """
+    vocab = reader.log_probs(stream[:1]).shape[-1]
     held = LOGITS * (16 if stream.is_cuda else 1)
     step = max(1, held // (4 * vocab))
-    return [slice(i, min(i + step, n_tokens)) for i in range(0, n_tokens, step)]
+    return [slice(i, i + step) for i in range(0, len(stream), step)]
 
 
 def read_windows(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens.interventions import Intervention
+from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.choice_items import HARNESS, ChoiceItem
 from mcr_lens.readouts.choice_scores import Scores, chance, score, wilson
 from mcr_lens.readouts.choice_sources import read_choices, source_name
@@ -38,7 +38,7 @@ def multiple_choice(
     task: str | None = None,
     limit: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
-    interventions: Sequence[Intervention] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     batch_size: int | Literal["auto"] = "auto",
     tokenizer: Any = None,
     progress: bool = True,
@@ -83,6 +83,7 @@ def multiple_choice(
     lm-evaluation-harness.
     """
     model = hooked(model, tokenizer)
+    interventions = listed(interventions)
     check_eval(model)
     if task is not None and not isinstance(task, str):
         raise TypeError(f"task={task!r}: pass what the questions are called, as text")
@@ -103,6 +104,7 @@ def multiple_choice(
         model, _variables(questions, likely, lengths), task=task, score="accuracy",
         coords=_coordinates(questions), style=styles,
         n_items=len(questions), lens=name_of(lens), reads_with=chosen.unembedding.how,
+        interventions=interventions,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """At which depth are texts that mean the same close to each other? Cosines beside given scores."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +77,8 @@ def similarity_probe(
     check_poolings(pooling)
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 100:
         raise ValueError(f"resamples={resamples!r}: pass a whole number of at least 100, such as 2000")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r}: pass a whole number from 0 on")
     firsts, seconds = _both(pairs)
     wanted = _numbers(scores, len(firsts))
     known = hooked(model, tokenizer)
@@ -101,6 +104,8 @@ def similarity_probe(
 
 def _both(pairs: Any) -> tuple[list[Any], list[Any]]:
     """The first and the second text of every pair."""
+    if isinstance(pairs, str | Mapping) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs came as {type(pairs).__name__}; pass a list of pairs of texts")
     found = list(pairs)
     for number, pair in enumerate(found):
         if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:

@@ -20,6 +20,10 @@ class TunedLensFileError(ValueError):
     """A file is not a tuned lens, or one of another model."""
 
 
+class TunedLensWarning(UserWarning):
+    """A tuned lens is farther from the final prediction than the logit lens."""
+
+
 @dataclass(frozen=True)
 class TunedLens:
     """Affine translators, one for each depth below the last: T_l(x) = x + A_l x + b_l.
@@ -28,7 +32,7 @@ class TunedLens:
     is translated. `training` says how they were trained, and with what loss on text held out.
 
     Raises:
-        ValueError: weights that do not fit each other.
+        ValueError: weights that do not fit each other, or are not finite.
 
     Source: arXiv 2303.08112 (Belrose et al. 2023), section 3.
     """
@@ -38,12 +42,14 @@ class TunedLens:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        depths, width = self.bias.shape
-        if tuple(self.weight.shape) != (depths, width, width):
+        weight, bias = tuple(self.weight.shape), tuple(self.bias.shape)
+        if len(bias) != 2 or weight != (*bias, bias[1]):
             raise ValueError(
-                f"weight has shape {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)}; they must "
-                "be [depth, d_model, d_model] and [depth, d_model]"
+                f"weight has shape {weight} and bias {bias}; they must be [depth, d_model, d_model] and "
+                "[depth, d_model]"
             )
+        if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
+            raise ValueError("the translators hold NaN or infinity; train them anew")
 
     def translate(self, stream: Float[Tensor, "token d_model"], depth: int) -> Float[Tensor, "token d_model"]:
         """The stream of a depth as the last depth would have it, float32.
@@ -109,4 +115,7 @@ class TunedLens:
             raise TunedLensFileError(
                 f"{source} cannot be read as safetensors ({error}); it is damaged or of another kind"
             ) from None
-        return TunedLens(**tensors, training=json.loads(about["training"]))
+        try:
+            return TunedLens(**tensors, training=json.loads(about.get("training", "{}")))
+        except ValueError as error:  # weights that do not fit, or JSON that is none
+            raise TunedLensFileError(f"{source} is a damaged tuned lens ({error}); save it anew") from None

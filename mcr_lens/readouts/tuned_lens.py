@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,13 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens.hookpoints import context_length
-from mcr_lens.interventions import Intervention
+from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
 from mcr_lens.readouts.lens import BELROSE, SCORES, Lens, by_window, coordinates, read_windows
 from mcr_lens.readouts.ratios import ratio_interval
 from mcr_lens.readouts.streams import check_eval
-from mcr_lens.readouts.translators import TunedLens
-from mcr_lens.readouts.tuned_training import Training, _check, train
+from mcr_lens.readouts.translators import TunedLens, TunedLensWarning
+from mcr_lens.readouts.tuned_training import Training, _check, hold_out, train
 from mcr_lens.readouts.unembedding import unembedding
 from mcr_lens.readouts.windows import Window, cut, read_texts, split
 from mcr_lens.served import hooked
@@ -40,7 +41,7 @@ def tuned_lens(
     window: int | None = None,
     stride: int | None = None,
     prepend_bos: bool | Literal["auto"] = "auto",
-    interventions: Sequence[Intervention] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     batch_size: int | Literal["auto"] = "auto",
     tokenizer: Any = None,
     progress: bool = True,
@@ -68,13 +69,17 @@ def tuned_lens(
 
     Raises:
         TunedLensFileError: a file that is no tuned lens, or a lens of another model.
-        ValueError: as `logit_lens` and `fit_tuned_lens`; a share, texts or a file beside a finished lens.
+        TypeError, ValueError: as `logit_lens` and `fit_tuned_lens`; texts or a file beside a finished lens.
+        TunedLensWarning: at some depth the lens is farther from the final prediction than the logit lens, as
+            it was trained on too little text, on text of another kind, or on another model.
 
     Source: arXiv 2303.08112 (Belrose et al. 2023), section 3; arXiv 2510.06477 (tuned lens named in a
     summary; reconstruction).
     """
     model = hooked(model, tokenizer)
+    interventions = listed(interventions)
     check_eval(model)
+    _check_folder(save)
     recipe = Training(steps, tokens_per_step, learning_rate, seed=seed)
     _check(recipe)
     reader = unembedding(model)
@@ -82,6 +87,8 @@ def tuned_lens(
     if lens is not None:
         if train_texts is not None or save is not None:
             raise ValueError("a lens was given, so nothing is trained: leave out train_texts and save")
+        if not isinstance(lens, TunedLens | str | os.PathLike):
+            raise TypeError(f"lens came as {type(lens).__name__}; pass a TunedLens, or the file of one")
         found = lens if isinstance(lens, TunedLens) else TunedLens.load(lens)
         found.check(model)
         windows = cut(read, context_length(model), window, stride)
@@ -89,8 +96,7 @@ def tuned_lens(
         learn = None if train_texts is None else read_texts(model, train_texts, prepend_bos=prepend_bos)
         learn, read = (learn, read) if learn is not None else split(read, _share(train_share))
         windows = cut(read, context_length(model), window, stride)
-        learn, check = split(learn, 1 - recipe.held_out)
-        _check_folder(save)
+        learn, check = hold_out(learn, recipe)
         found = train(model, learn, check, recipe, window, progress=progress)
         if save is not None:
             found.save(save)
@@ -98,11 +104,26 @@ def tuned_lens(
     sums = read_windows(
         model, windows, lenses, interventions=interventions, batch_size=batch_size, progress=progress
     )
+    _warn_where_worse(sums)
     variables = by_window(sums["tuned"], windows) | _beside(sums, windows)
     return readout(
         model, variables, task="next token (tuned lens)", score="cross_entropy", coords=coordinates(windows),
         lens="tuned lens", training=json.dumps(found.training), reads_with=reader.how,
+        interventions=interventions,
     )  # fmt: skip
+
+
+def _warn_where_worse(sums: dict[str, Any]) -> None:
+    """What leads away from the final prediction here was not learned from such text."""
+    tuned, plain = (sums[name]["kl_to_final"].sum(0) for name in ("tuned", "logit"))
+    worse = np.flatnonzero(tuned > plain * (1 + 1e-5))
+    if len(worse):
+        warnings.warn(
+            "on these texts the tuned lens is farther from the final prediction than the logit lens at depth "
+            f"{', '.join(map(str, worse))}; train it on more text, and on text of their kind",
+            TunedLensWarning,
+            stacklevel=3,
+        )
 
 
 def _beside(sums: dict[str, Any], windows: Sequence[Window]) -> dict[str, Variable]:

@@ -1,5 +1,6 @@
 """How are the translators of a tuned lens trained, and when are they good enough to keep?"""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -11,15 +12,19 @@ from tqdm.auto import tqdm
 
 from mcr_lens.hookpoints import HookedModel, context_length
 from mcr_lens.provenance import describe
-from mcr_lens.readouts.lens import Lens, read_windows, scored
+from mcr_lens.readouts.lens import Lens, parts, read_windows, scored
 from mcr_lens.readouts.streams import by_depth, check_eval
 from mcr_lens.readouts.translators import TunedLens
-from mcr_lens.readouts.unembedding import Unembedding, unembedding
+from mcr_lens.readouts.unembedding import CannotReadOutError, Unembedding, unembedding
 from mcr_lens.readouts.windows import Tokens, Window, cut, read_texts, split
 from mcr_lens.served import hooked
 
 CHECKS = 8
 """How often, while it trains, a lens is looked at on the text held out."""
+
+
+FEWEST = 10
+"""Tokens held out below which nothing can be chosen by them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def fit_tuned_lens(
 
     Raises:
         CannotReadOutError: as `logit_lens`.
-        ValueError: numbers that are not positive, or too little text.
+        ValueError: numbers that are none or not positive, or too little text.
 
     Source: arXiv 2303.08112 (Belrose et al. 2023), section 3; optimiser, scaling and choice by held-out loss:
     this library.
@@ -82,8 +87,26 @@ def fit_tuned_lens(
     check_eval(model)
     recipe = Training(steps, tokens_per_step, learning_rate, weight_decay, held_out, seed)
     _check(recipe)
-    learn, check = split(read_texts(model, texts, prepend_bos=prepend_bos), 1 - held_out)
+    learn, check = hold_out(read_texts(model, texts, prepend_bos=prepend_bos), recipe)
     return train(model, learn, check, recipe, window, progress=progress)
+
+
+def hold_out(texts: Sequence[Tokens], recipe: Training) -> tuple[list[Tokens], list[Tokens]]:
+    """Texts to learn from, and those on which translators are chosen.
+
+    Raises:
+        ValueError: too little text.
+
+    Source: this library.
+    """
+    learn, check = split(texts, 1 - recipe.held_out)
+    tokens = sum(len(text.ids) - 1 for text in check)
+    if tokens < FEWEST:
+        raise ValueError(
+            f"{tokens} tokens are held out to choose translators by, and at least {FEWEST} are needed; train on "
+            "more text, some ten thousand tokens"
+        )
+    return learn, check
 
 
 def train(
@@ -159,24 +182,39 @@ class _State:
         """One step: the mean over tokens of the divergence from the final prediction, at every depth."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.learning_rate * (1 - (step - 1) / self.recipe.steps)
-        with torch.no_grad():
-            final = reader.log_probs(streams[-1])
-            likely = final.exp()
         grads = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
-        for depth, stream in enumerate(streams[:-1]):  # one depth's prediction at a time
-            x = stream.float().to(self.weight.device)
-            weight, bias = self.weight[depth].detach(), self.bias[depth].detach()
-            for leaf in (weight, bias):
-                leaf.requires_grad_()
-            with torch.enable_grad():
-                moved = torch.addmm(bias, (x - self.mean[depth]) / self.deviation[depth], weight.T)
-                said = reader.log_probs((x + self.size[depth] * moved).to(stream.dtype))
-                loss = -(likely * said.to(likely.device)).sum(-1).mean()  # KL, up to what does not change
-            found = torch.autograd.grad(loss, [weight, bias])  # of these alone: the model's stay untouched
-            for whole, part in zip(grads, found, strict=True):
-                whole[depth] = part
+        for part in parts(reader, streams[-1]):  # predictions of some tokens at one depth at a time
+            with torch.no_grad():
+                likely = reader.log_probs(streams[-1][part]).exp()
+            for depth, stream in enumerate(streams[:-1]):
+                found = self._gradient(reader, depth, stream[part], likely)
+                for whole, of_part in zip(grads, found, strict=True):
+                    whole[depth] += of_part / len(streams[-1])
         self.weight.grad, self.bias.grad = grads
         self.optimiser.step()
+
+    def _gradient(
+        self, reader: Unembedding, depth: int, stream: Tensor, likely: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Of the divergence summed over tokens, by the translator of one depth."""
+        x = stream.float().to(self.weight.device)
+        weight, bias = self.weight[depth].detach(), self.bias[depth].detach()
+        for leaf in (weight, bias):
+            leaf.requires_grad_()
+        with torch.enable_grad():
+            moved = torch.addmm(bias, (x - self.mean[depth]) / self.deviation[depth], weight.T)
+            said = reader.log_probs((x + self.size[depth] * moved).to(stream.dtype))
+            loss = -(likely * said.to(likely.device)).sum()  # KL, up to what does not change
+        found: tuple[Tensor | None, ...] = (None,)
+        if loss.requires_grad:  # gradients of these alone: the model's stay untouched
+            found = torch.autograd.grad(loss, [weight, bias], allow_unused=True)
+        known = tuple(part for part in found if part is not None)
+        if len(known) < 2:
+            raise CannotReadOutError(
+                "no gradient comes through the model's unembedding (is it quantised?), so no lens can be "
+                "trained; train one on the model in floating point and pass it as lens="
+            )
+        return known
 
     def lens(self) -> TunedLens:
         """The translators so far, as x + A x + b."""
@@ -233,10 +271,15 @@ def _check(recipe: Training) -> None:
         value = getattr(recipe, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value!r}: pass a positive whole number")
-    if not recipe.learning_rate > 0 or not recipe.weight_decay >= 0:
-        raise ValueError(
-            f"learning_rate={recipe.learning_rate!r}, weight_decay={recipe.weight_decay!r}: pass a positive "
-            "rate and a decay of 0 or more"
-        )
-    if not 0 < recipe.held_out < 1:
+    for name, least in (("learning_rate", "a positive number"), ("weight_decay", "0 or more")):
+        value = getattr(recipe, name)
+        if not _is_number(value) or value < 0 or (value == 0 and name == "learning_rate"):
+            raise ValueError(f"{name}={value!r}: pass {least}")
+    if not _is_number(recipe.held_out) or not 0 < recipe.held_out < 1:
         raise ValueError(f"held_out={recipe.held_out!r}: pass a share between 0 and 1")
+    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or recipe.seed < 0:
+        raise ValueError(f"seed={recipe.seed!r}: pass a whole number from 0 on")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

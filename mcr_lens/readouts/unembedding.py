@@ -58,7 +58,7 @@ def unembedding(model: HookedModel) -> Unembedding:
 
     Raises:
         CannotReadOutError: an encoder, or a model whose logits are not found again this way.
-        NonFiniteActivationError: its logits are NaN.
+        NonFiniteActivationError: its logits are NaN or +∞.
 
     Source: this library.
     """
@@ -68,10 +68,10 @@ def unembedding(model: HookedModel) -> Unembedding:
             "language model"
         )
     last, wanted, calls = _trial(model)
-    if wanted.isnan().any():
+    if (wanted.isnan() | wanted.isposinf()).any():  # −∞ stands for tokens that are never said
         raise NonFiniteActivationError(
-            f"{model_name(model)} predicts NaN for a few plain tokens; run it in float32 or bfloat16, or "
-            "look at its weights"
+            f"{model_name(model)} predicts NaN or infinity for a few plain tokens; run it in float32 or "
+            "bfloat16, or look at its weights"
         )
     for found in _ways(model, last, wanted, calls):
         if _same(found, last, wanted):
@@ -152,8 +152,11 @@ def _same(found: Unembedding, last: Tensor, wanted: Tensor) -> bool:
     if got.shape != true.shape:
         return False
     half = last.dtype in (torch.float16, torch.bfloat16)
-    spread = float((true - true.mean(-1, keepdim=True)).abs().max())
-    return float((got - true).abs().max()) <= CLOSE * (10 if half else 1) * max(spread, CLOSE)
+    known = true.isfinite()  # −∞ stands for a token that is never said
+    means = true.masked_fill(~known, torch.nan).nanmean(-1, keepdim=True)
+    spread = float((true - means)[known].abs().max())
+    apart = torch.where(got == true, 0, (got - true).abs())
+    return float(apart.max()) <= CLOSE * (10 if half else 1) * max(spread, CLOSE)
 
 
 @dataclass
