@@ -99,13 +99,14 @@ def listed(given: Any) -> tuple[Intervention, ...]:
 
     Source: this library.
     """
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    made = tuple(given) if several else () if given is None else (given,)
+    made: tuple[Any, ...] = () if given is None else (given,)
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        made = tuple(given)
     wrong = [one for one in made if not isinstance(one, Intervention)]
     if wrong:
         raise TypeError(
-            f"interventions: got a {type(wrong[0]).__name__}; pass an intervention such as zero_bos_mlp(1), or "
-            "several in a list"
+            f"interventions: got a {type(wrong[0]).__name__}; pass an intervention such as zero_bos_mlp(1), "
+            "or several in a list"
         )
     return made
 

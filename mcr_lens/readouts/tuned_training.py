@@ -103,8 +103,8 @@ def hold_out(texts: Sequence[Tokens], recipe: Training) -> tuple[list[Tokens], l
     tokens = sum(len(text.ids) - 1 for text in check)
     if tokens < FEWEST:
         raise ValueError(
-            f"{tokens} tokens are held out to choose translators by, and at least {FEWEST} are needed; train on "
-            "more text, some ten thousand tokens"
+            f"{tokens} tokens are held out to choose translators by, and at least {FEWEST} are needed; train "
+            "on more text, some ten thousand tokens"
         )
     return learn, check
 
