@@ -73,7 +73,7 @@ def task_curve(
     draws = _draws(ds, about, resamples, seed) if "samples" in about else np.empty((0, len(values)))
     return TaskCurve(
         str(ds.attrs.get("task", name)), name, str(about["long_name"]), str(about["units"]), values, draws,
-        -1 if about["better"] == "lower" else 1, str(about.get("interval_over", "units")),
+        -1 if about["better"] == "lower" else 1, str(about.get("interval_over", "units")).split(" and ")[0],
     )  # fmt: skip
 
 

@@ -185,6 +185,8 @@ def test_every_readout_has_draws():
         assert ((low <= curve.values) & (curve.values <= high)).all(), curve.name
     assert np.isfinite(mcr.task_divergence(probe, lens).distance_low)
     assert np.isfinite(mcr.early_exit(lens, choice).exit_depth_low).all()
+    for ds, told in ((probe, "text"), (pairs, "15 pairs"), (choice, "5 questions"), (lens, "30 windows")):
+        assert told in mcr.plot_readouts(ds).layout.title.text
 
 
 def test_what_is_wrong_is_said(as_for_users):

@@ -7,9 +7,10 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._optional import require
-from mcr_lens.complexity import correlate, layer_scores, read_complexity
+from mcr_lens.complexity import layer_scores, read_complexity
 from mcr_lens.plots.panels import HEIGHT, Legend, Line, Panel, draw
 from mcr_lens.plots.theme import AXIS, GREY, faded, make_room, panel_title, plain, series_color, shortened
+from mcr_lens.ranks import correlate
 from mcr_lens.reading import number, subject
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ def plot_readouts(
 
     A readout is any variable with an axis `depth`. Its interval is what stands beside it as `<name>_low` and
     `<name>_high`; otherwise means are taken over `prompt` and `seed`, and the interval is that over seeds
-    where there are any, else over prompts. Where the attribute `better` says
-    "lower" or "higher", a star marks the best depth of the mean (the first of equals).
+    where there are any, else over prompts. Where the attribute `better` says "lower" or "higher", a star
+    marks the best depth of the mean (the first of equals).
 
     Args:
         results: a Dataset with readouts by depth, of this library or your own; several (tasks, models), in a
@@ -265,18 +265,19 @@ def _heading(series: Sequence[Series], names: Sequence[str]) -> tuple[str, str, 
     models = list(dict.fromkeys(str(s.ds.attrs["model"]) for s in series if "model" in s.ds.attrs))
     title = models[0] if len(models) == 1 else f"{len(models)} models" if models else "Readouts by depth"
     used = {axis for s in series for name in names for axis in s.ds[name].dims}
-    told = [str(s.ds[name].attrs["interval_over"]) for s in series for name in names
-            if _has_interval(s.ds, name) and "interval_over" in s.ds[name].attrs]  # fmt: skip
-    axes = list(dict.fromkeys([*(a for a in REPEATS if a in used), *(t.removesuffix("s") for t in told)]))
-    counted = [_count(sizes, axis) for axis in axes
-               if (sizes := [s.ds.sizes[axis] for s in series if axis in s.ds.sizes])]  # fmt: skip
+    beside = [(s.ds, s.ds[name].attrs) for s in series for name in names if _has_interval(s.ds, name)]
+    told = list(dict.fromkeys(str(about["interval_over"]) for _, about in beside if "interval_over" in about))
+    counted = [_count([s.ds.sizes[axis] for s in series if axis in s.ds.sizes], axis)
+               for axis in REPEATS if axis in used]  # fmt: skip
+    for over in told:
+        sizes = [len(ds[about["samples"]]) for ds, about in beside
+                 if about.get("interval_over") == over and about.get("samples") in ds]  # fmt: skip
+        unit = over.split(" and ")[0].removesuffix("s")
+        counted.append(_count(sizes, unit) if sizes else f"intervals over {over}")
     tasks = list(dict.fromkeys(str(s.ds.attrs["task"]) for s in series if "task" in s.ds.attrs))
     subtitle = ", ".join([*(tasks if len(series) == 1 else ()), *(counted or ["one number per depth"])])
-    return (
-        title,
-        subtitle,
-        next((f"{axis}s" for axis in reversed(REPEATS) if axis in used), next(iter(told), "")),
-    )
+    over = [*(f"{axis}s" for axis in reversed(REPEATS) if axis in used), *told]
+    return title, subtitle, over[0] if over else ""
 
 
 def _count(sizes: Sequence[int], axis: str) -> str:
