@@ -28,6 +28,8 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench_measure.py --out benchmarks/results/measure.json
 	$(BIN)/python benchmarks/bench_served.py --out benchmarks/results/served.json
 	$(BIN)/python benchmarks/bench_growth.py --out benchmarks/results/growth.json
+	$(BIN)/python benchmarks/bench_lens.py --out benchmarks/results/lens.json
+	$(BIN)/python benchmarks/bench_watch.py --out benchmarks/results/watch.json
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(VENV)/.lint

@@ -133,6 +133,44 @@ def distances(found: dict[str, Any]) -> str:
     return table(head, sorted(rows))
 
 
+def readouts(lens: dict[str, Any]) -> str:
+    """The section on the logit lens; nothing where it was not run."""
+    if not lens:
+        return ""
+    found = lens["lens"]
+    names = ("forward", "unembedding", "logit lens", "usual")
+    rows = [[found["tokens"], found["batch"], *(found[f"{n}, s"] for n in names), found["lens/floor"],
+             found["usual/lens"]]]  # fmt: skip
+    head = ["T", "batch", "forward, s", "one unembedding, s", "`logit_lens`, s", "usual, s", "÷ floor",
+            "usual ÷ ours"]  # fmt: skip
+    held = ", ".join(f"{found[f'peak MiB, {n}']} MiB ({n})" for n in ("forward", "logit lens", "usual"))
+    return f"""## A logit lens
+
+GPT-2 small's size with its vocabulary. The floor is a forward pass without unembedding and an unembedding of
+every position at each of 13 depths; the usual way keeps the log-probabilities of all positions and depths.
+
+{table(head, rows)}
+
+Peak memory of a fresh process: {held}.
+
+"""
+
+
+def watching(found: dict[str, Any]) -> str:
+    """The section on `training_callback`; nothing where it was not run."""
+    if not found:
+        return ""
+    watch = found["watch"]
+    return f"""## Watching a training
+
+`training_callback` in a run of transformers' Trainer: a GPT-2 of 4 layers and width 128, batches of 8 × 128
+tokens, {watch["steps"]} steps, eight prompts of 128 tokens at every {watch["every"]}th step. {watch["measurements"]}
+measurements of {watch["seconds of a measurement"]} s each, a step takes {watch["seconds of a step"]} s:
+{100 * watch["share of time"]:.2f} % of the training time.
+
+"""
+
+
 def main() -> None:
     """Write the page."""
     found, served, growth = read("measure"), read("served"), read("growth")
@@ -171,7 +209,7 @@ model's own forward pass with sdpa and with eager attention.
 
 {table(head, rows)}
 
-{grown(growth)}## What the arithmetic alone would cost
+{readouts(read("lens"))}{watching(read("watch"))}{grown(growth)}## What the arithmetic alone would cost
 
 By depth and prompt, in float64: a Gram matrix (n² m, half of the products by symmetry; n is the smaller and
 m the larger of T and d), its reduction to tridiagonal form (4/3 n³), and from that both entropies and the
