@@ -161,11 +161,12 @@ def watching(found: dict[str, Any]) -> str:
     if not found:
         return ""
     watch = found["watch"]
+    each, step = watch["seconds of a measurement"], watch["seconds of a step"]
     return f"""## Watching a training
 
 `training_callback` in a run of transformers' Trainer: a GPT-2 of 4 layers and width 128, batches of 8 × 128
-tokens, {watch["steps"]} steps, eight prompts of 128 tokens at every {watch["every"]}th step. {watch["measurements"]}
-measurements of {watch["seconds of a measurement"]} s each, a step takes {watch["seconds of a step"]} s:
+tokens, {watch["steps"]} steps, eight prompts of 128 tokens at every {watch["every"]}th step.
+{watch["measurements"]} measurements of {each} s each, a step takes {step} s:
 {100 * watch["share of time"]:.2f} % of the training time.
 
 """
