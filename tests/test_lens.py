@@ -275,6 +275,30 @@ def test_coverage_of_intervals_over_windows_of_different_length():
     assert 920 <= held <= 970
 
 
+def test_coverage_where_neighbours_go_together():
+    """Windows of one text whose means are correlated by 0.3: 90 to 96 % of 1,000 samples, and 86 without."""
+    g, held, plain = np.random.default_rng(1), 0, 0
+    counts = np.full(60, 10.0)
+    for _ in range(1000):
+        noise = [g.normal()]
+        while len(noise) < 60:
+            noise.append(0.3 * noise[-1] + np.sqrt(1 - 0.09) * g.normal())
+        sums = (counts * np.array(noise))[:, None]
+        for follows in (np.zeros(60), None):
+            _, low, high = ratio_interval(sums, counts, follows=follows)
+            inside = bool(low[0] <= 0 <= high[0])
+            held, plain = (held + inside, plain) if follows is not None else (held, plain + inside)
+    assert 900 <= held <= 960 and plain <= 880, (held, plain)
+
+
+def test_windows_of_different_texts_have_nothing_to_do_with_each_other():
+    sums, counts = np.random.default_rng(0).normal(size=(8, 2)), np.full(8, 3.0)
+    alone = ratio_interval(sums, counts)
+    np.testing.assert_array_equal(ratio_interval(sums, counts, follows=np.arange(8)), alone)
+    wider = ratio_interval(np.sort(sums, 0), counts, follows=np.zeros(8))
+    assert (wider[2] - wider[1] > alone[2] - alone[1]).all()
+
+
 def test_one_window_has_no_interval_and_the_result_says_what_it_is():
     ds = mcr.logit_lens(bridge("llama"), rows(8), progress=False)
     assert np.isnan(ds.cross_entropy_low).all() and np.isfinite(ds.cross_entropy).all()

@@ -129,15 +129,16 @@ def _warn_where_worse(sums: dict[str, Any]) -> None:
 def _beside(sums: dict[str, Any], windows: Sequence[Window]) -> dict[str, Variable]:
     """The logit lens on the same tokens, and by how much the translation is better."""
     counts = np.array([len(window.targets) for window in windows], dtype=float)
+    texts = np.array([window.text for window in windows])
     found: dict[str, Variable] = {}
     for name in BOTH:
         attrs = {**SCORES[name], "group": "comparison"}
         attrs["long_name"] += ", logit lens"
-        values = ratio_interval(sums["logit"][name], counts)
+        values = ratio_interval(sums["logit"][name], counts, follows=texts)
         found |= with_interval(f"logit_lens_{name}", *values, attrs, over="windows")
     gained = sums["logit"]["cross_entropy"] - sums["tuned"]["cross_entropy"]
     attrs = about("nats/token", "Cross-entropy that the translation saves", BELROSE, "higher")
-    values = ratio_interval(gained, counts)
+    values = ratio_interval(gained, counts, follows=texts)
     return found | with_interval("gain", *values, {**attrs, "group": "comparison"}, over="windows")
 
 
