@@ -8,6 +8,8 @@ from mcr_lens.models import demo_folder
 from mcr_lens.phases import detect_phases
 from mcr_lens.testing import MECHANISMS, Massive, plant, planted_model, planted_prompts
 
+pytestmark = pytest.mark.slow
+
 METRICS = ["matrix_entropy", "massive_activation_ratio", "sink_score", "mixing_score"]
 DEPTHS = 7
 

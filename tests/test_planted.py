@@ -107,7 +107,12 @@ class Case:
 
 
 @pytest.fixture(
-    scope="module", params=[(m, f) for m in MECHANISMS for f in FAMILIES], ids=lambda p: "-".join(p)
+    scope="module",
+    params=[
+        pytest.param((m, f), marks=[] if f == "llama3" else pytest.mark.slow, id=f"{m}-{f}")
+        for m in MECHANISMS
+        for f in FAMILIES
+    ],
 )
 def cases(request):
     """One mechanism in one family, ten times, each on three prompts of 16 to 48 tokens."""
