@@ -55,11 +55,12 @@ def emergence(
 
         texts = named_prompts(prompts, field)[:limit]
         named = None if revisions is None else [name.strip() for name in revisions.split(",") if name.strip()]
-        make_folder(out)
+        refuse_file(out)
         ds = mcr_lens.emergence(
             checkpoints, texts, revisions=named, served=served, max_length=max_length, dtype=dtype,
             device=device, progress=sys.stderr.isatty(),
         )  # fmt: skip
+        make_folder(out)
         written = [mcr_lens.save(ds, out / RESULT)]
         written += write_figure(lambda: mcr_lens.plot_emergence(ds), out / PAGE)
         print_emergence(ds)

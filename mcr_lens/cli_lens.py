@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mcr_lens.cli_options import Device, Dtype, ModelName, Revision, Served, make_folder, write_figure
+from mcr_lens.cli_options import (
+    Device,
+    Dtype,
+    ModelName,
+    Revision,
+    Served,
+    make_folder,
+    refuse_file,
+    write_figure,
+)
 from mcr_lens.terminal import console, in_words
 
 if TYPE_CHECKING:
@@ -47,11 +56,12 @@ def lens(
             raise ValueError("--tuned trains a lens and --translators names a finished one; pass one of them")
         if not text.is_file():
             raise FileNotFoundError(f"{text} is not a file")
-        make_folder(out)
+        refuse_file(out)
         options: dict[str, Any] = {} if revision is None else {"revision": revision}
         loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
             model, dtype=dtype, device=device, **options
         )
+        make_folder(out)
         shared = {"window": window, "stride": stride, "progress": sys.stderr.isatty()}
         written = []
         if tuned:

@@ -58,10 +58,15 @@ def named_prompts(prompts: Path | None, field: str | None) -> list[str]:
     return texts
 
 
-def make_folder(out: Path) -> None:
-    """The folder for what a command writes."""
+def refuse_file(out: Path) -> None:
+    """What is no folder and cannot become one, before anything is done."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder with --out")
+
+
+def make_folder(out: Path) -> None:
+    """The folder for what a command writes."""
+    refuse_file(out)
     out.mkdir(parents=True, exist_ok=True)
 
 

@@ -37,7 +37,9 @@ def test_a_tuned_lens_is_kept_and_used_again(text, tmp_path):
     assert mcr.load(tmp_path / "b" / "result.nc").attrs["lens"] == "tuned lens"
 
 
-def test_what_is_wrong_is_said_in_a_sentence(text, tmp_path):
+def test_what_is_wrong_is_said_in_a_sentence(text, tmp_path, monkeypatch):
+    """And no folder is left behind."""
+    monkeypatch.chdir(tmp_path)
     for given, message in (
         (("--text", tmp_path / "none"), "none is not a file"),
         (("--text", text, "--tuned", "--translators", text), "--tuned trains a lens and --translators names"),
@@ -45,3 +47,4 @@ def test_what_is_wrong_is_said_in_a_sentence(text, tmp_path):
     ):
         _, said = run("lens", "demo", *given, code=1)
         assert message in said.replace("\n", " ")
+    assert {file.name for file in tmp_path.iterdir()} == {"text.txt"}

@@ -306,7 +306,8 @@ def test_the_command_writes_and_prints(folder, tmp_path):
     assert max(map(len, out.split("spike (")[0].splitlines())) <= 80
 
 
-def test_the_command_refuses_in_words(tmp_path):
+def test_the_command_refuses_in_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for arguments, message in (
         ([tmp_path], "holds no checkpoints"),
         (["acme/none", "--revisions", "main"], "revision 'main' does not end in its training step"),
@@ -316,6 +317,7 @@ def test_the_command_refuses_in_words(tmp_path):
     ):
         _, err = run("emergence", *arguments, code=1)
         assert message in err.replace("\n", " ") and err.startswith("error: ")
+    assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
 def test_the_example_trains_measures_and_writes(tmp_path):

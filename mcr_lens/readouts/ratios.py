@@ -10,17 +10,17 @@ def ratio_interval(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over all tokens, r = Σᵢ sᵢ / Σᵢ nᵢ, with its confidence interval over units, for each column.
 
-    r ± t √(m/(m − 1) Σᵢ eᵢ²) / Σᵢ nᵢ with eᵢ = sᵢ − r nᵢ, m units and Student's t of m − 1 degrees of freedom.
-    With equal counts it is Student's interval of the mean. NaN bounds for a single unit. Units that follow
-    each other in one text go up and down together: where they do, 2 Σ_k (1 − k/(K + 1)) Σᵢ eᵢ eᵢ₊ₖ is added
-    to the sum of squares, over the next K = ∛m units of the text.
+    r ± t √(m/(m − 1) Σᵢ eᵢ²) / Σᵢ nᵢ with eᵢ = sᵢ − r nᵢ, m units and Student's t of m − 1 degrees. With
+    equal counts it is Student's interval of the mean. NaN bounds for a single unit. Units that follow each
+    other in one text go up and down together: where they do, 2 Σ_k (1 − k/(K + 1)) Σᵢ eᵢ eᵢ₊ₖ is added to
+    the sum of squares, over the next K = ∛m units of the text.
 
     Args:
         sums: [unit, column], sums over the tokens of each unit.
         counts: [unit], how many tokens; positive.
         level: stated coverage.
-        follows: [unit], the number of the text each unit is of, units in the order of the text; None for units
-            that have nothing to do with each other.
+        follows: [unit], the number of the text each unit is of, units in the order of the text; None for
+            units that have nothing to do with each other.
 
     Source: Cochran 1977, section 2.11 (variance of a ratio of means); Newey and West 1987 (what follows).
 
