@@ -15,6 +15,7 @@ from mcr_lens.cli_options import (
     Served,
     make_folder,
     named_prompts,
+    refuse_file,
     write_figure,
 )
 from mcr_lens.terminal import console, in_words
