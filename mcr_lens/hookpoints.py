@@ -268,6 +268,19 @@ def check_model(model: Any) -> None:
     raise TypeError(f"expected a TransformerLens model, got {type(model).__name__}; {hint}")
 
 
+def check_eval(model: Any) -> None:
+    """Refuse what is not a TransformerLens model, and one in training mode.
+
+    Raises:
+        TypeError, ValueError: what came and what to do.
+
+    Source: this library.
+    """
+    check_model(model)
+    if getattr(model, "training", False):
+        raise ValueError("the model is in training mode, so dropout would be measured; call model.eval()")
+
+
 def _check_family(model: Any) -> None:
     if type(model).__name__ in ("HookedEncoder", "HookedEncoderDecoder"):
         raise TypeError(

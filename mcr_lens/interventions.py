@@ -91,6 +91,17 @@ class Intervention:
         return {layer: found[:, list(self.heads)] for layer, found in rows.items()}
 
 
+def hooks_of(model: HookedModel, interventions: Sequence[Intervention]) -> list[tuple[str, Any]]:
+    """The hooks of several interventions, in order.
+
+    Raises:
+        As `Intervention.fwd_hooks`.
+
+    Source: this library.
+    """
+    return [hook for each in interventions for hook in each.fwd_hooks(model)]
+
+
 def listed(given: Any) -> tuple[Intervention, ...]:
     """One intervention, several in order, or none.
 
@@ -155,8 +166,7 @@ def intervene(model: HookedModel, *interventions: Intervention) -> Iterator[None
 
     Source: this library.
     """
-    hooks = [hook for intervention in interventions for hook in intervention.fwd_hooks(model)]
-    with model.hooks(fwd_hooks=hooks):
+    with model.hooks(fwd_hooks=hooks_of(model, interventions)):
         yield
 
 

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from mcr_lens.batches import forward_arguments, in_batches, running
-from mcr_lens.hookpoints import HookedModel, check_model
-from mcr_lens.interventions import Intervention, listed
+from mcr_lens.hookpoints import HookedModel, check_eval
+from mcr_lens.interventions import Intervention, hooks_of, listed
 from mcr_lens.observer import Observer
 from mcr_lens.prompts import Prompt, read_prompts
 from mcr_lens.provenance import ProcessedWeightsWarning, processing
@@ -87,13 +87,11 @@ def measure_conditions(
     Raises:
         As `measure`.
     """
-    check_model(model)
-    if getattr(model, "training", False):
-        raise ValueError("the model is in training mode, so dropout would be measured; call model.eval()")
+    check_eval(model)
     rows = read_prompts(model, prompts, prepend_bos=options.prepend_bos, max_length=options.max_length)
     _check_position(rows, options.position)
     watches = {name: _observer(model, options, edits) for name, edits in conditions.items()}
-    hooks = {name: _hooks(model, edits) for name, edits in conditions.items()}
+    hooks = {name: hooks_of(model, edits) for name, edits in conditions.items()}
     _warn(model, rows, asked=options.max_length is not None)
     plan = next(iter(watches.values())).plan
     arguments = forward_arguments(model, needs_logits=bool(plan.steps["pass"]))
@@ -123,10 +121,6 @@ def _observer(model: HookedModel, options: Options, edits: Sequence[Intervention
     watch = Observer(model, options.metrics, position=options.position, interventions=tuple(edits))
     watch._release = True
     return watch
-
-
-def _hooks(model: HookedModel, edits: Sequence[Intervention]) -> list[tuple[str, Any]]:
-    return [hook for edit in edits for hook in edit.fwd_hooks(model)]
 
 
 def _about(prompt: Prompt) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from mcr_lens.batches import forward_arguments, in_batches
-from mcr_lens.hookpoints import HookedModel, check_model, model_name
+from mcr_lens.hookpoints import HookedModel, check_eval, model_name
 from mcr_lens.measurement import measure
 from mcr_lens.metrics._registry import Metric, get_derived
 from mcr_lens.observer import Observer
@@ -56,9 +56,7 @@ def other_positions(
     Source: this library.
     """
     _check_count("count", count)
-    check_model(model)
-    if getattr(model, "training", False):
-        raise ValueError("the model is in training mode, so dropout would be measured; call model.eval()")
+    check_eval(model)
     chosen = _at_a_position(model, metrics, position)
     rows = read_prompts(model, prompts, prepend_bos=prepend_bos, max_length=max_length)
     short = [i for i, row in enumerate(rows) if len(row.ids) <= max(1, position)]

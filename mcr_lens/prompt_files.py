@@ -21,12 +21,7 @@ def read_prompt_file(path: str | os.PathLike[str], field: str | None = None) -> 
     Source: this library.
     """
     source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file")
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    text = read_utf8(source)
     # Only line ends divide prompts: str.splitlines would also cut at form feeds and the like.
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -36,6 +31,23 @@ def read_prompt_file(path: str | os.PathLike[str], field: str | None = None) -> 
         return [line for _, line in filled], len(lines) - len(filled)
     prompts = [_from_json(source, number, line, field or FIELD) for number, line in filled]
     return prompts, len(lines) - len(filled)
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not UTF-8.
+
+    Source: this library.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def _from_json(source: Path, number: int, line: str, field: str) -> str:

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from models import bridge, hugging_face, tokenizer
+from real_data import real
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -18,7 +18,6 @@ from mcr_lens.readouts.probe_intervals import share_interval
 from mcr_lens.readouts.representations import read_rows
 from mcr_lens.resampling import student_quantile
 
-SHARED = Path(__file__).parents[2] / "shared"
 READOUTS = ("accuracy", "advantage", "control_accuracy", "selectivity")
 
 
@@ -351,16 +350,12 @@ def test_refusals(llama, options, error, message, monkeypatch):
 # -- real data --
 
 
-@pytest.mark.skipif(
-    not (SHARED / "data" / "sst2").is_dir() or not (SHARED / "models" / "stories260K").is_dir(),
-    reason="SST-2 and the pretrained model stories260K are not here",
-)
 def test_sentiment_in_a_small_real_model():
     """A model of children's stories has more of the tone of film reviews than guessing; shuffling has not."""
-    model = load_model(str(SHARED / "models" / "stories260K"), verbose=False)
-    texts, labels = read_labelled(SHARED / "data" / "sst2" / "train.tsv", limit=1500)
+    model = load_model(str(real("models/stories260K")), verbose=False)
+    texts, labels = read_labelled(real("data/sst2/train.tsv"), limit=1500)
     assert set(labels) == {0, 1} and len(texts) == 1500
-    tested = read_labelled(SHARED / "data" / "sst2" / "dev.tsv")
+    tested = read_labelled(real("data/sst2/dev.tsv"))
     found = linear_probe(
         model, texts, labels, test_texts=tested[0], test_labels=tested[1], seeds=3, progress=False
     )

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mcr_lens.prompt_files import read_utf8
 from mcr_lens.prompt_sources import DatasetPrompts
 from mcr_lens.readouts.choice_items import STYLES, ChoiceItem, RecordError, item_of, style_of
 
@@ -123,10 +124,7 @@ def _records(source: Any, dataset: DatasetPrompts) -> Records:
 
 def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
     """Records of JSON Lines, or of one JSON list that begins with a bracket."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    text = read_utf8(path)
     if text.lstrip().startswith("["):
         try:
             listed = json.loads(text)

@@ -12,15 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcr_lens.batches import Batch
-from mcr_lens.hookpoints import HookedModel, context_length, model_name
-from mcr_lens.interventions import Intervention, listed
+from mcr_lens.hookpoints import HookedModel, check_eval, context_length, model_name
+from mcr_lens.interventions import Intervention, hooks_of, listed
 from mcr_lens.measurement import PromptWarning
 from mcr_lens.prompts import Prompt, prompt_from_text
 from mcr_lens.readouts.choice_items import HARNESS
 from mcr_lens.readouts.layout import about, readout, with_interval
 from mcr_lens.readouts.lens import LENS, Lens, token_scores
 from mcr_lens.readouts.ratios import ratio_interval
-from mcr_lens.readouts.streams import by_depth, check_eval
+from mcr_lens.readouts.streams import by_depth
 from mcr_lens.readouts.unembedding import unembedding
 from mcr_lens.served import hooked
 
@@ -260,7 +260,7 @@ def read(
     for number, one in enumerate(unique):
         of_row[places[one.given]].append(number)
     predicting = [torch.cat([unique[number].predicting for number in who]) for who in of_row]
-    edits = [hook for edit in interventions for hook in edit.fwd_hooks(model)]
+    edits = hooks_of(model, interventions)
     sums, ranked = (np.zeros((len(unique), model.cfg.n_layers + 1)) for _ in range(2))
 
     def reduce(stream: Float[Tensor, "batch pos d_model"], batch: Batch) -> Tensor:

@@ -10,11 +10,11 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mcr_lens.hookpoints import HookedModel, context_length
-from mcr_lens.interventions import Intervention, listed
+from mcr_lens.hookpoints import HookedModel, check_eval, context_length
+from mcr_lens.interventions import Intervention, hooks_of, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
 from mcr_lens.readouts.ratios import ratio_interval
-from mcr_lens.readouts.streams import by_depth, check_eval
+from mcr_lens.readouts.streams import by_depth
 from mcr_lens.readouts.unembedding import Unembedding, unembedding
 from mcr_lens.readouts.windows import Window, cut, read_texts
 from mcr_lens.served import hooked
@@ -196,7 +196,7 @@ def read_windows(
 
     Source: this library.
     """
-    edits = [hook for edit in interventions for hook in edit.fwd_hooks(model)]
+    edits = hooks_of(model, interventions)
     depths = model.cfg.n_layers + 1
     sums = {lens: {name: np.zeros((len(windows), depths)) for name in names} for lens in lenses}
     rows = [window.prompt for window in windows]

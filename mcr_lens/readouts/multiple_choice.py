@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens.hookpoints import check_eval
 from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.choice_items import HARNESS, ChoiceItem
 from mcr_lens.readouts.choice_scores import Scores, chance, score, wilson
@@ -13,7 +14,6 @@ from mcr_lens.readouts.choice_sources import read_choices, source_name
 from mcr_lens.readouts.continuations import encode, lens_of, name_of, read, warn_of_cuts
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
 from mcr_lens.readouts.ratios import ratio_interval
-from mcr_lens.readouts.streams import check_eval
 from mcr_lens.served import hooked
 
 SOURCE = f"arXiv 2510.06477: question answering by layer, logit lens (reconstruction); scoring: {HARNESS}"

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mcr_lens.batches import Batch
-from mcr_lens.hookpoints import HookedModel
+from mcr_lens.hookpoints import HookedModel, check_eval
 from mcr_lens.measurement import PromptWarning
 from mcr_lens.prompts import Prompt, own_bos, read_prompts
-from mcr_lens.readouts.streams import by_depth, check_eval
+from mcr_lens.readouts.streams import by_depth
 from mcr_lens.served import hooked
 
 POOLINGS = {

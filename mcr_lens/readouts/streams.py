@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcr_lens.batches import Batch, forward_arguments, in_batches, running
-from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, hook_names, model_name
+from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_eval, hook_names, model_name
 from mcr_lens.observer import NonFiniteActivationError
 from mcr_lens.prompts import Prompt
 
@@ -60,19 +60,6 @@ def by_depth(
             model(batch.tokens, **arguments)
         _check(model, names, batch, found, broken)
         yield batch, [found[depth] for depth in range(len(names))]
-
-
-def check_eval(model: Any) -> None:
-    """Refuse what is not a TransformerLens model, and one in training mode.
-
-    Raises:
-        TypeError, ValueError: what came and what to do.
-
-    Source: this library.
-    """
-    check_model(model)
-    if getattr(model, "training", False):
-        raise ValueError("the model is in training mode, so dropout would be measured; call model.eval()")
 
 
 def _broken_rows(stream: Tensor, lengths: Sequence[int]) -> Tensor:

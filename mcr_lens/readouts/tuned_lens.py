@@ -10,14 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens.hookpoints import context_length
+from mcr_lens.hookpoints import check_eval, context_length
 from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
 from mcr_lens.readouts.lens import BELROSE, SCORES, Lens, by_window, coordinates, read_windows
 from mcr_lens.readouts.ratios import ratio_interval
-from mcr_lens.readouts.streams import check_eval
 from mcr_lens.readouts.translators import TunedLens, TunedLensWarning
-from mcr_lens.readouts.tuned_training import Training, _check, hold_out, train
+from mcr_lens.readouts.tuned_training import Training, check_recipe, hold_out, train
 from mcr_lens.readouts.unembedding import unembedding
 from mcr_lens.readouts.windows import Window, cut, read_texts, split
 from mcr_lens.served import hooked
@@ -81,7 +80,7 @@ def tuned_lens(
     check_eval(model)
     _check_folder(save)
     recipe = Training(steps, tokens_per_step, learning_rate, seed=seed)
-    _check(recipe)
+    check_recipe(recipe)
     reader = unembedding(model)
     read = read_texts(model, texts, prepend_bos=prepend_bos)
     if lens is not None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mcr_lens.hookpoints import HookedModel, context_length
+from mcr_lens.hookpoints import HookedModel, check_eval, context_length
 from mcr_lens.provenance import describe
 from mcr_lens.readouts.lens import Lens, parts, read_windows, scored
-from mcr_lens.readouts.streams import by_depth, check_eval
+from mcr_lens.readouts.streams import by_depth
 from mcr_lens.readouts.translators import TunedLens
 from mcr_lens.readouts.unembedding import CannotReadOutError, Unembedding, unembedding
 from mcr_lens.readouts.windows import Tokens, Window, cut, read_texts, split
@@ -86,7 +86,7 @@ def fit_tuned_lens(
     model = hooked(model, tokenizer)
     check_eval(model)
     recipe = Training(steps, tokens_per_step, learning_rate, weight_decay, held_out, seed)
-    _check(recipe)
+    check_recipe(recipe)
     learn, check = hold_out(read_texts(model, texts, prepend_bos=prepend_bos), recipe)
     return train(model, learn, check, recipe, window, progress=progress)
 
@@ -266,7 +266,14 @@ def _better(best: TunedLens, now: TunedLens, improved: np.ndarray) -> TunedLens:
     )
 
 
-def _check(recipe: Training) -> None:
+def check_recipe(recipe: Training) -> None:
+    """Refuse in words numbers that no training can be made with.
+
+    Raises:
+        ValueError: which one, and what is allowed.
+
+    Source: this library.
+    """
     for name in ("steps", "tokens_per_step"):
         value = getattr(recipe, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mcr_lens.hookpoints import HookedModel
+from mcr_lens.prompt_files import read_utf8
 from mcr_lens.prompts import Prompt, items_of, own_bos, read_prompts
 
 LONGEST = 1024
@@ -51,7 +52,7 @@ def read_texts(
     Source: this library.
     """
     given = [texts] if isinstance(texts, Path) else items_of(texts)
-    read = [_content(item) if isinstance(item, Path) else item for item in given]
+    read = [read_utf8(item).replace("\r\n", "\n") if isinstance(item, Path) else item for item in given]
     rows = read_prompts(model, read, prepend_bos=prepend_bos, whole=True)
     return [Tokens(row.ids, int(row.prepended or _begins_with_bos(model, row, prepend_bos))) for row in rows]
 
@@ -141,15 +142,6 @@ def _sizes(context: int | None, window: int | None, stride: int | None) -> tuple
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _content(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def _begins_with_bos(model: Any, row: Prompt, prepend_bos: Any) -> bool:
