@@ -172,6 +172,42 @@ tokens, {watch["steps"]} steps, eight prompts of 128 tokens at every {watch["eve
 """
 
 
+MEASURED = ("all", "spectral", "norms", "attention", "sinks", "theory")
+"""What `measure` was asked for on the GPU."""
+
+
+def on_gpu(found: dict[str, Any]) -> str:
+    """What measuring costs a large model on a GPU; nothing where it was not run."""
+    if not found:
+        return ""
+    doors = {"bridge, eager attention": "bridge, eager", "as it is served, sdpa": "served, sdpa"}
+    head = ["", "bare, s", *(f"{name} ÷ bare" for name in ("no unembedding", *MEASURED)), "peak, MiB"]
+    rows = []
+    for title, name in doors.items():
+        about = found[name]
+        ratios = [about["over bare"].get(way, "–") for way in ("no unembedding", *MEASURED)]
+        peaks = about["peak MiB above the weights"]
+        rows.append([title, about["seconds"]["bare"], *ratios, f"{peaks['all']} ({peaks['bare']} bare)"])
+    usual, error = found["usual way, 4 layers"], max(found["entropy error, nats"].values())
+    return f"""## On a GPU
+
+A random model of the shape of Llama 3 8B ({found["layers"]} layers) in bfloat16, {found["batch"]} prompts of
+{found["tokens"]} tokens, on one {found["machine"]["gpu"]} with torch {found["machine"]["torch"]}
+(`python benchmarks/bench_gpu.py --out benchmarks/results/gpu.json`, on a machine with CUDA and Triton). Peaks
+are above the weights.
+
+{table(head, rows)}
+
+Entropies differ by at most {error:.0e} nats from those of float64 singular values (a model of 2 layers). The
+usual way, `run_with_cache` with singular values of every depth and mean patterns, takes {usual["seconds"]} s
+and {usual["peak MiB"]} MiB for 4 layers alone.
+
+The largest part is the reduction of the Gram matrices to tridiagonal form, one for every depth and prompt,
+which waits for memory rather than for arithmetic; then the Gram matrices in float64 and the exact medians.
+
+"""
+
+
 def main() -> None:
     """Write the page."""
     found, served, growth = read("measure"), read("served"), read("growth")
@@ -180,6 +216,7 @@ def main() -> None:
         [name, *(v.get(k, "–") for k in ("sdpa", "measure/sdpa", "measure/eager", "peak GiB, measure"))]
         for name, v in served.items()
     ]
+    others = on_gpu(read("gpu")) + readouts(read("lens")) + watching(read("watch")) + grown(growth)
     head = ["", "sdpa forward, s", "÷ sdpa", "÷ eager", "peak, GiB"]
     about = ", ".join(f"{k} {v}" for k, v in found["machine"].items())
     text = f"""# Benchmarks
@@ -210,7 +247,7 @@ model's own forward pass with sdpa and with eager attention.
 
 {table(head, rows)}
 
-{readouts(read("lens"))}{watching(read("watch"))}{grown(growth)}## What the arithmetic alone would cost
+{others}## What the arithmetic alone would cost
 
 By depth and prompt, in float64: a Gram matrix (n² m, half of the products by symmetry; n is the smaller and
 m the larger of T and d), its reduction to tridiagonal form (4/3 n³), and from that both entropies and the

@@ -11,6 +11,9 @@ import torch
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
+if not torch.cuda.is_available():  # kernels are then interpreted, which Triton decides when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
@@ -31,6 +34,20 @@ def llama():
     from models import bridge
 
     return bridge("llama")
+
+
+LONGEST = (
+    "test_verdicts.py", "test_observe.py", "test_planted.py", "test_report_page.py", "test_sweep_ray.py",
+    "test_sweep.py", "test_edit_laws.py", "test_diagnosis.py", "test_tuned_lens.py", "test_theory_laws.py",
+)  # fmt: skip
+"""Files that take longest, longest first (`pytest --durations=0`)."""
+
+
+@pytest.hookimpl(trylast=True)  # pytest has an order of its own, by fixtures
+def pytest_collection_modifyitems(items):
+    """A file is one process's: the longest begin, or one process would wait for the other at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 # Nothing of mcr_lens is imported before jaxtyping has put its checks in place, which older versions refuse:

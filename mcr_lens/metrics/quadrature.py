@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mcr_lens import gpu
 from mcr_lens.metrics._registry import joint
 from mcr_lens.metrics.spectral import TOP, TridiagonalForm
 
@@ -47,10 +48,9 @@ def spectral_readings(
     To 10⁻¹⁰ nats. Source: this library.
     """
     form = tridiagonal_form
-    entropy, without = form.entropy, form.entropy_without_bos
     if form.main.shape[1]:
-        found = entropies(*(part.cpu().numpy() for part in (form.main, form.off, form.corner)))
-        entropy, without = (torch.from_numpy(each).to(form.main.device) for each in found)
+        form = _completed(form)
+    entropy, without = form.entropy, form.entropy_without_bos
     given: dict[str, Any] = {
         "matrix_entropy": entropy,
         "effective_rank": entropy.exp(),
@@ -61,6 +61,19 @@ def spectral_readings(
         "anisotropy_without_bos": form.top_without_bos / form.total_without_bos,
     }
     return SpectralReadings(**{name: given[name] if name in wanted else None for name in given})
+
+
+def _completed(form: TridiagonalForm) -> TridiagonalForm:
+    """With what is not known of the spectra of a large matrix: entropies, and on a GPU the largest too."""
+    parts = form.main, form.off, form.corner
+    if gpu.available(form.main):
+        found: Any = entropies_on_gpu(*parts)
+        top, top_without = gpu.largest(gpu.Tridiagonal(form.main, form.off), form.corner, form.top.shape[1])
+        form = form._replace(top=top.clamp_min(0), top_without_bos=top_without.clamp_min(0))
+    else:
+        found = entropies(*(part.cpu().numpy() for part in parts))
+    entropy, without = (torch.from_numpy(each).to(form.main.device) for each in found)
+    return form._replace(entropy=entropy, entropy_without_bos=without)
 
 
 def entropies(
@@ -82,6 +95,20 @@ def entropies(
         ]
     whole, without = (np.concatenate(each) for each in zip(*parts, strict=True))
     return whole, without
+
+
+def entropies_on_gpu(
+    main: Float64[Tensor, "batch rank"], off: Float64[Tensor, "batch less"], corner: Float64[Tensor, "batch"]
+) -> tuple[Float64[np.ndarray, "batch"], Float64[np.ndarray, "batch"]]:
+    """The same with the recursion on the GPU. Source: this library."""
+    total = main.sum(1, keepdim=True)
+    form, first = gpu.Tridiagonal(main / total, off / total), corner / total[:, 0]
+    rest = form.main[:, 1:].sum(1) + torch.where(first.isnan(), 0.0, first)
+    points = torch.arange(LOWEST, HIGHEST, STEP, dtype=torch.float64).exp()
+    whole, without = (part.cpu().numpy() for part in gpu.resolvents(form, first, points.to(main.device)))
+    with np.errstate(all="ignore"):
+        t, rests = points.numpy(), rest.cpu().numpy()[:, None]
+        return _integral(whole, np.ones_like(rests), t), _integral(without, rests, t)
 
 
 def _some(main: np.ndarray, off: np.ndarray, corner: np.ndarray, t: np.ndarray) -> tuple[Any, Any]:

@@ -15,27 +15,11 @@ from torch import Tensor
 
 from mcr_lens import lapack
 from mcr_lens.metrics._registry import joint
-from mcr_lens.metrics.norms import (
-    TOP,
-    Largest,
-    TopRows,
-    activation_median,
-    largest_activations,
-    median_of,
-)
+from mcr_lens.metrics.norms import TOP, Largest, TopRows, largest_activations, median_of
 from mcr_lens.metrics.spectral import TridiagonalForm, tridiagonal_form
-from mcr_lens.metrics.theory import (
-    SAME_DIRECTION,
-    TIED,
-    Span,
-    Tightest,
-    energies_along_bos,
-    row_energies,
-    span_of_top_rows,
-    tightest_row,
-)
+from mcr_lens.metrics.theory import SAME_DIRECTION, TIED, Span, Tightest
 from mcr_lens.metrics.tridiagonal import SPECTRA, read, without_numbers
-from mcr_lens.workers import SCRATCH, run_apart, to_host
+from mcr_lens.workers import SCRATCH, run_apart
 
 SMALL = 48
 """A matrix of so few rows is done at once: handing it over would take longer."""
@@ -75,7 +59,9 @@ def residual_summary(
     where the work goes on elsewhere. Source: this library.
     """
     if resid.device.type == "cuda":
-        return _from_device(resid, top_rows, position, wanted)
+        from mcr_lens.metrics.residuals_on_gpu import summarize
+
+        return summarize(resid, top_rows, position, wanted)
     small = resid.shape[1] <= SMALL
     # A copy where the work may wait: the stream may be edited, or its memory used again, before it is done.
     rows = resid.cpu() if small or resid.device.type != "cpu" else resid.clone()
@@ -86,7 +72,7 @@ def residual_summary(
             return _summarize(rows[number], places[number], position, wanted)
 
     def together(parts: list[dict[str, Any]]) -> ResidualSummary:
-        return ResidualSummary(**NOTHING | _together(parts, wanted))
+        return ResidualSummary(**NOTHING | joined(parts, wanted))
 
     numbers = range(len(rows))
     if small:
@@ -94,7 +80,7 @@ def residual_summary(
     return run_apart(one, numbers, together, held=rows.nbytes)
 
 
-def _together(
+def joined(
     parts: list[dict[str, Any]], wanted: frozenset[str], device: torch.device | None = None
 ) -> dict[str, Any]:
     """What is wanted of all prompts, on this device."""
@@ -200,10 +186,10 @@ def _by_columns(x: np.ndarray, wanted: frozenset[str]) -> dict[str, Any]:
     if "tightest_row" in wanted:
         product = np.matmul(x, rest, out=SCRATCH.array("product", x.shape))
         found["caught"] = np.einsum("td,td->t", product, x) + along * energies[0]
-    return found | _read_columns(rest, unit, energies[0], wanted) if wanted & SPECTRA else found
+    return found | read_columns(rest, unit, energies[0], wanted) if wanted & SPECTRA else found
 
 
-def _read_columns(rest: np.ndarray, unit: np.ndarray, energy: Any, wanted: frozenset[str]) -> dict[str, Any]:
+def read_columns(rest: np.ndarray, unit: np.ndarray, energy: Any, wanted: frozenset[str]) -> dict[str, Any]:
     """As `read`, from Xᵀ X of the rows without BOS, and the direction and energy of BOS."""
     main, off = lapack.tridiagonal(_reflected(rest, unit))
     with_bos = main.copy()
@@ -251,49 +237,3 @@ def _span(x: np.ndarray, energies: np.ndarray, places: np.ndarray) -> Any:
     caught = np.append(0.0, np.square(x @ basis[:size].T).sum(0).cumsum())
     shares = np.where(sizes < 0, np.nan, np.minimum(caught[sizes] / total, 1))
     return _SPAN(shares, sizes if np.isfinite(total) else np.full(len(places), -1))
-
-
-def _from_device(resid: Tensor, top_rows: TopRows, position: int, wanted: frozenset[str]) -> Any:
-    """On a GPU: everything but the eigenvalues is done there, and nothing waits for it.
-
-    An eigenvalue solver on a GPU can cost many times the forward pass; the small Gram matrices go to the
-    processor's memory on their own and are solved there while the GPU goes on.
-    """
-    energies = row_energies(resid)
-    given = NOTHING | {"row_energies": energies}
-    if "energies_along_bos" in wanted:
-        given["energies_along_bos"] = energies_along_bos(resid, position)
-    if "activation_median" in wanted:
-        given["activation_median"] = activation_median(resid)
-    if "largest_activations" in wanted:
-        given["largest_activations"] = largest_activations(resid)
-    if "span_of_top_rows" in wanted:
-        given["span_of_top_rows"] = span_of_top_rows(resid, energies, top_rows)
-    if "tightest_row" in wanted:
-        given["tightest_row"] = tightest_row(resid, energies)
-    if not wanted & SPECTRA:
-        return ResidualSummary(**given)
-    wide = resid.double()
-    first = wide[:, position]
-    others = torch.cat([wide[:, :position], wide[:, position + 1 :]], 1)
-    by_rows = wide.shape[1] <= wide.shape[2]
-    rows = torch.cat([first[:, None], others], 1) if by_rows else others.mT
-    matrices, firsts = to_host(rows @ rows.mT), to_host(first)
-
-    def one(number: int) -> dict[str, Any]:
-        matrices.wait()
-        firsts.wait()
-        matrix, bos = matrices.tensor[number].numpy(), firsts.tensor[number].numpy()
-        if not (np.isfinite(matrix).all() and np.isfinite(bos).all()):
-            return without_numbers(*resid.shape[1:])
-        with np.errstate(all="ignore"):
-            if by_rows:
-                main, off = lapack.tridiagonal(np.array(matrix.T, order="F"))
-                return read(main, off, main[1:], off[1:], wanted)
-            energy = bos @ bos
-            return _read_columns(matrix, bos / np.sqrt(energy) if energy else bos, energy, wanted)
-
-    def together(parts: list[dict[str, Any]]) -> ResidualSummary:
-        return ResidualSummary(**given | _together(parts, wanted, resid.device))
-
-    return run_apart(one, range(len(resid)), together)

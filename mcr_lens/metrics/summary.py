@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mcr_lens import gpu
 from mcr_lens.metrics._registry import joint
 from mcr_lens.metrics.attention import diagonal, previous_diagonal, sink_column
 
@@ -48,7 +49,10 @@ def pattern_summary(
     Source: this library.
     """
     causal = getattr(visibility, "causal", False)
-    sums, entropy = _walk(pattern, causal, "column_sums" in wanted, "row_entropy" in wanted)
+    if gpu.can_summarize(pattern) and wanted & {"column_sums", "row_entropy"}:
+        sums, entropy = gpu.summarize_pattern(pattern, causal=causal)
+    else:
+        sums, entropy = _walk(pattern, causal, "column_sums" in wanted, "row_entropy" in wanted)
     # Copies: a view would keep the whole pattern alive.
     return PatternSummary(
         column_sums=sums,

@@ -7,7 +7,7 @@ from models import bridge
 from pure import evaluate, random_inputs
 
 from mcr_lens import get_metric, measure
-from mcr_lens.metrics import residuals, spectrum, spectrum_without_bos, tridiagonal
+from mcr_lens.metrics import residuals, residuals_on_gpu, spectrum, spectrum_without_bos, tridiagonal
 from mcr_lens.metrics._registry import _JOINT, get_derived, list_metrics
 from mcr_lens.metrics.norms import median_of, token_norms, top_rows
 from mcr_lens.metrics.quadrature import SpectralReadings, entropies, spectral_readings
@@ -149,7 +149,8 @@ def test_residuals_as_beside_a_gpu(length, width):
     """Gram matrices made on the device and solved on the processor give the same."""
     for kind in ("random", "massive", "zero row"):
         x = residual(kind, length, width)
-        found = residuals._from_device(x, top_rows(token_norms(x)), length // 2, residuals.FIELDS).result()
+        rows = top_rows(token_norms(x))
+        found = residuals_on_gpu.summarize(x, rows, length // 2, residuals.FIELDS).result()
         same_as_defined(found, {"resid": x}, length // 2)
         read, wanted = (spectral_readings(each.tridiagonal_form) for each in (found, summary(x, length // 2)))
         for one, other in zip(read, wanted, strict=True):
