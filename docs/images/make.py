@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from transformers import AutoTokenizer
-
 import mcr_lens as mcr
 from mcr_lens.testing import Massive, Sinks, plant
+from PIL import Image
+from transformers import AutoTokenizer
 
 HERE = Path(__file__).parent
 WIDTH, COLORS = 900, 256
@@ -41,8 +40,12 @@ def picture(fig: Any, width: int = WIDTH) -> Image.Image:
 def save(image: Image.Image, name: str) -> None:
     """Write an image with few colours, which is what makes it small."""
     path = HERE / f"{name}.png"
-    image.quantize(COLORS, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
-    print(f"{path.name}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
+    image.quantize(COLORS, kmeans=3, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
+    print(
+        f"{path.name}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB"
+    )
 
 
 def planted(layers: int, prompts: list[str]) -> tuple[Any, list[str]]:
@@ -59,7 +62,9 @@ def planted(layers: int, prompts: list[str]) -> tuple[Any, list[str]]:
         heads=heads,
     )
     tokenizer = AutoTokenizer.from_pretrained(Path(mcr.__file__).parent / "demo")
-    return mcr.load_model(model, tokenizer=tokenizer), [prompt[:44] for prompt in prompts[:12]]
+    return mcr.load_model(model, tokenizer=tokenizer), [
+        prompt[:44] for prompt in prompts[:12]
+    ]
 
 
 def sheet(figures: list[Any]) -> Image.Image:
@@ -67,8 +72,12 @@ def sheet(figures: list[Any]) -> Image.Image:
     columns: list[list[Image.Image]] = [[] for _ in range(COLUMNS)]
     for fig in figures:
         large = picture(fig, 2 * SHRUNK)
-        small = large.resize((SHRUNK, large.height * SHRUNK // large.width), Image.Resampling.LANCZOS)
-        min(columns, key=lambda column: sum(image.height for image in column)).append(small)
+        small = large.resize(
+            (SHRUNK, large.height * SHRUNK // large.width), Image.Resampling.LANCZOS
+        )
+        min(columns, key=lambda column: sum(image.height for image in column)).append(
+            small
+        )
     height = max(sum(image.height for image in column) for column in columns)
     made = Image.new("RGB", (COLUMNS * SHRUNK, height), "white")
     for number, column in enumerate(columns):

@@ -1,0 +1,51 @@
+"""What do the examples in docstrings find: `mcr` always; `model`, `prompts` and `ds` where they name them.
+
+The page of the API says the same to readers. Each is made once, and only for an example that asks for it.
+"""
+
+import re
+
+import pytest
+from _pytest.doctest import DoctestItem
+
+SHARED = ("model", "prompts", "ds")
+
+
+@pytest.fixture(scope="session")
+def example_prompts() -> list[str]:
+    """Four prompts of some fifty characters."""
+    return [
+        "Snow fell on the harbour, and the boats stayed in.",
+        "The door was open, and nobody was in the house.",
+        "She counted the coins twice, put them in the drawer.",
+        "If the value is missing, the default is used.",
+    ]
+
+
+@pytest.fixture(scope="session")
+def example_model():
+    """The bundled model."""
+    import mcr_lens
+
+    return mcr_lens.load_model("demo", verbose=False)
+
+
+@pytest.fixture(scope="session")
+def example_ds(example_model, example_prompts):
+    """Every default metric of it."""
+    import mcr_lens
+
+    return mcr_lens.measure(example_model, example_prompts, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _names_of_examples(request, doctest_namespace):
+    if not isinstance(request.node, DoctestItem):
+        return
+    import mcr_lens
+
+    doctest_namespace["mcr"] = mcr_lens
+    code = "\n".join(example.source for example in request.node.dtest.examples)
+    for name in SHARED:
+        if re.search(rf"\b{name}\b", code):
+            doctest_namespace[name] = request.getfixturevalue(f"example_{name}")
