@@ -54,6 +54,7 @@ from .liveness import SwallowedEditError as SwallowedEditError
 from .liveness import check_edit as check_edit
 from .measurement import PromptWarning as PromptWarning
 from .measurement import measure as measure
+from .memory import OutOfMemoryWarning as OutOfMemoryWarning
 from .metrics import UnknownMetricError as UnknownMetricError
 from .metrics import get_metric as get_metric
 from .metrics import list_metrics as list_metrics

@@ -1,12 +1,12 @@
 """Which interventions are there to ask for? One function for each kind of edit."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 
 from mcr_lens import edits
+from mcr_lens._checks import as_shown, check_seed, is_number
 from mcr_lens.activations import check_site
 from mcr_lens.edits import Edit, Vector
 from mcr_lens.interventions import Intervention
@@ -20,7 +20,10 @@ def _make(
 ) -> Intervention:
     check_site(site)
     if heads is not None and site != "z":
-        raise ValueError(f"heads={heads!r} at site {site!r}: single heads are edited at site 'z'")
+        raise ValueError(
+            f"heads={as_shown(heads)} at site {as_shown(site)}: single heads are "
+            "edited at site 'z'"
+        )
     return Intervention(
         site,
         integers("layers", layers),
@@ -122,10 +125,11 @@ def resample_ablation(
     `measure` and `compare`. Arguments as `zero_ablation`.
 
     Raises:
-        ValueError: as `zero_ablation`, or no reference prompts.
+        ValueError: as `zero_ablation`, no reference prompts, or a seed that is not a number from 0.
 
     Source: this library.
     """
+    check_seed(seed)
     return _make(edits.Resample(_frozen(prompts), int(seed)), site, layers, positions, heads)
 
 
@@ -215,10 +219,11 @@ def random_direction(
     Arguments as `zero_ablation`.
 
     Raises:
-        ValueError: as `zero_ablation`.
+        ValueError: as `zero_ablation`, or a seed that is not a number from 0.
 
     Source: this library (matched control).
     """
+    check_seed(seed)
     return _make(edits.RandomDirection(int(seed)), site, layers, positions, heads)
 
 
@@ -228,10 +233,10 @@ def number(what: str, given: Any, least: int | None = None) -> float:
     Raises:
         ValueError: what came and what is allowed.
     """
-    real = isinstance(given, Real) and not isinstance(given, bool)
-    if not real or given != given or abs(given) == float("inf") or (least is not None and given < least):
+    finite = is_number(given) and abs(given) < float("inf")
+    if not finite or (least is not None and given < least):
         allowed = "a finite number" if least is None else f"a finite number from {least} on"
-        raise ValueError(f"{what}={given!r}: pass {allowed}")
+        raise ValueError(f"{what}={as_shown(given)}: pass {allowed}")
     return float(given)
 
 

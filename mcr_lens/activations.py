@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mcr_lens.batches import forward_arguments, in_batches
+from mcr_lens._checks import as_shown
+from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, hook_names, model_name
+from mcr_lens.liveness import SITES
 from mcr_lens.positions import Given, Picker, integers, read_positions
 from mcr_lens.prompts import read_prompts
-
-SITES = ("mlp_out", "attn_out", "z", "resid")
-"""Where rows can be recorded and edited; "resid" at layer l is the stream behind block l (depth l + 1)."""
 
 
 def site_names(model: HookedModel, site: str) -> list[str]:
@@ -94,15 +93,20 @@ def record_activations(
     hooks += [(names[i], partial(keep, layer=i, picker=pickers[i])) for i in chosen]
     rows = read_prompts(model, prompts, prepend_bos=prepend_bos)
     arguments = forward_arguments(model, needs_logits=False)
-    for batch in in_batches(model, rows, batch_size, progress=progress):
+
+    def run(batch: Batch) -> None:
+        nonlocal numbers, lengths
         numbers, lengths = batch.numbers, batch.lengths
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             model(batch.tokens, **arguments)
+
+    for _ in in_batches(model, rows, batch_size, run, progress=progress):
+        pass
     silent = [names[layer] for layer in chosen if layer not in fired]
     if silent:
         raise HookDidNotFireError(f"{model_name(model)} never reaches {silent[0]!r} in a plain forward pass")
     if not any(len(part) for part in found[chosen[0]].values()):
-        raise ValueError(f"no prompt has a token at positions={positions!r}; choose others")
+        raise ValueError(f"no prompt has a token at positions={as_shown(positions)}; choose others")
     return {layer: torch.cat([found[layer][number] for number in sorted(found[layer])]) for layer in chosen}
 
 
@@ -112,5 +116,5 @@ def check_site(site: str) -> None:
     Raises:
         ValueError: which ones there are.
     """
-    if site not in SITES:
-        raise ValueError(f"site {site!r} cannot be edited; pass one of {', '.join(SITES)}")
+    if not isinstance(site, str) or site not in SITES:
+        raise ValueError(f"site {as_shown(site)} cannot be edited; pass one of {', '.join(SITES)}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
 from mcr_lens.results import ResultSchemaError
@@ -43,6 +44,10 @@ class AttentionView:
     """Attention patterns as one self-contained page; a notebook shows it in a frame.
 
     `html` is the whole document. It asks for nothing from outside, so the file can be sent.
+
+    >>> view = mcr.attention_view(model, "Snow fell.", layer=1)
+    >>> isinstance(view, mcr.AttentionView), "<html" in view.html
+    (True, True)
     """
 
     html: str = field(repr=False)
@@ -164,7 +169,7 @@ def check_drawable(max_tokens: int) -> None:
     whole = isinstance(max_tokens, Integral) and not isinstance(max_tokens, bool)
     if not whole or not 1 <= max_tokens <= MOST:
         raise ValueError(
-            f"max_tokens={max_tokens!r}: a view draws from 1 to {MOST} tokens; pass such a number"
+            f"max_tokens={as_shown(max_tokens)}: a view draws from 1 to {MOST} tokens; pass such a number"
         )
 
 

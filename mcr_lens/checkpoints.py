@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from mcr_lens._checks import as_shown
 from mcr_lens.measurement import measure
 from mcr_lens.models import load_model
 from mcr_lens.serving import serve
@@ -159,7 +160,10 @@ def _on_hub(name: str, revisions: Sequence[str] | None) -> dict[int, tuple[Any, 
     if revisions is None:
         raise ValueError(f"{name!r} is no folder; for a model on a hub pass revisions=['step1', 'step1000']")
     if isinstance(revisions, str) or not revisions:
-        raise ValueError(f"revisions={revisions!r}: pass a list of names such as ['step1', 'step1000']")
+        raise ValueError(
+            f"revisions={as_shown(revisions)}: pass a list of names such as "
+            "['step1', 'step1000']"
+        )
     found: dict[int, tuple[Any, str | None]] = {}
     for revision in revisions:
         number = re.search(r"(\d+)$", str(revision))

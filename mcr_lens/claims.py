@@ -19,6 +19,10 @@ class Claim:
 
     `effect` is the number the verdict goes by, with its 95 % interval over prompts, and `measure` says what
     it is; None where there is nothing to measure. "untestable": this model or these prompts do not decide.
+
+    >>> claim = Claim("sinks", "there are sinks", "untestable", "one prompt gives no interval")
+    >>> claim.to_json()["verdict"]
+    'untestable'
     """
 
     name: str

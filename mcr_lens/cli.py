@@ -25,6 +25,8 @@ from mcr_lens.cli_options import (
     Served,
     make_folder,
     named_prompts,
+    refuse_file,
+    refuse_target,
 )
 from mcr_lens.cli_sweep import sweep
 from mcr_lens.delivery import (
@@ -41,7 +43,7 @@ from mcr_lens.delivery import (
 )
 from mcr_lens.terminal import in_words, print_metrics
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="mcr-lens",
     help="Measure attention sinks, massive activations and compression valleys of transformers.",
     no_args_is_help=True,
@@ -101,7 +103,7 @@ def demo(
     with in_words():
         import mcr_lens
 
-        make_folder(out)
+        refuse_file(out)
         prompts = named_prompts(None, None)
         model = mcr_lens.load_model("demo")
         bar = sys.stderr.isatty()
@@ -111,6 +113,7 @@ def demo(
         cut = mcr_lens.zero_bos_mlp(layer)
         edited = mcr_lens.measure(model, prompts, interventions=[cut], progress=bar)
         seen = look_closely(model, prompts[0], ds, prepend_bos="auto", cut=cut)
+        make_folder(out)
         written = deliver(ds, out, close_up=seen, found=found)
         print_result(ds)
         print_comparison(ds, edited, layer)
@@ -146,7 +149,7 @@ def measure(
 
         wanted, size = _names(metrics), _batch_size(batch_size)
         texts = named_prompts(prompts, field)[:limit]
-        make_folder(out)
+        refuse_file(out)
         loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
             model, dtype=dtype, device=device, revision=revision
         )
@@ -156,6 +159,7 @@ def measure(
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         seen = look_closely(loaded, texts[0], ds, prepend_bos=BOS[prepend_bos])
+        make_folder(out)
         written = deliver(ds, out, close_up=seen)
         print_result(ds)
         print_written(written)
@@ -192,9 +196,9 @@ def diagnose(
         size = _batch_size(batch_size)
         texts = named_prompts(prompts, field)[:limit]
         if out is not None:
-            make_folder(out)
-        if as_json is not None and not as_json.parent.is_dir():
-            raise FileNotFoundError(f"{as_json.parent} is not a folder; create it first")
+            refuse_file(out)
+        if as_json is not None:
+            refuse_target(as_json)
         loaded = (mcr_lens.serve if served else mcr_lens.load_model)(
             model, dtype=dtype, device=device, revision=revision
         )
@@ -209,6 +213,7 @@ def diagnose(
             ds, layers = found.findings.clean, found.findings.cut_layers
             cut = mcr_lens.zero_ablation("mlp_out", layers=layers, positions=position) if layers else None
             seen = look_closely(loaded, texts[0], ds, prepend_bos=BOS[prepend_bos], cut=cut)
+            make_folder(out)
             written += deliver(ds, out, close_up=seen, found=found)
         if as_json is not None:
             written.append(write_verdicts(found, as_json))

@@ -1,5 +1,6 @@
 """Which options do several commands share, and what does their help say?"""
 
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from importlib.resources import as_file, files
@@ -59,9 +60,24 @@ def named_prompts(prompts: Path | None, field: str | None) -> list[str]:
 
 
 def refuse_file(out: Path) -> None:
-    """What is no folder and cannot become one, before anything is done."""
+    """What is no folder and cannot become one, or cannot be written to, before anything is done."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder with --out")
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file and no folder; name another path with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{nearest} may not be written to; name another folder with --out")
+
+
+def refuse_target(file: Path) -> None:
+    """A file that cannot be written, before anything is done."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{file.parent} is not a folder; create it first")
+    if not os.access(file if file.exists() and not file.is_file() else file.parent, os.W_OK):
+        raise PermissionError(f"{file} may not be written; name another file")
 
 
 def make_folder(out: Path) -> None:
@@ -72,9 +88,13 @@ def make_folder(out: Path) -> None:
 
 def write_figure(draw: Callable[[], Any], path: Path) -> list[Path]:
     """Write a figure as a page, and say where; without plotly, say that there is none."""
+    from mcr_lens._files import replacing
+
     try:
-        draw().write_html(path)
+        page = draw().to_html(div_id="figure")  # by itself, it would have another name each time
     except ImportError as error:
         say(f"note: no figure was written: {sentence(error)}")
         return []
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8")
     return [path]

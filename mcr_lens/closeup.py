@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.activations import check_layers
 from mcr_lens.attention_views import AttentionView, attention_page, check_drawable, edits_text
 from mcr_lens.hookpoints import HookedModel, check_model, context_length
@@ -107,7 +108,7 @@ def attention_view(
     check_model(model)
     check_drawable(max_tokens)
     if not _counted(layer):
-        raise ValueError(f"layer={layer!r}: pass the number of a block, counted from 0")
+        raise ValueError(f"layer={as_shown(layer)}: pass the number of a block, counted from 0")
     chosen = range(model.cfg.n_heads) if heads is None else integers("heads", heads)
     pairs = [(int(layer), int(head)) for head in chosen]
     conditions = {CLEAN: (), **_named(condition)}
@@ -203,7 +204,8 @@ def _pairs(heads: Any) -> list[Head]:
             found.append((int(pair[0]), int(pair[1])))
     if not found or len(found) < len(given):
         raise ValueError(
-            f"heads={heads!r}: pass pairs (layer, head) counted from 0, such as [(0, 1), (2, 3)], or None"
+            f"heads={as_shown(heads)}: pass pairs (layer, head) counted from 0, such as [(0, 1), "
+            "(2, 3)], or None"
         )
     twice = [pair for pair in found if found.count(pair) > 1]
     if twice:
@@ -236,7 +238,7 @@ def _one_prompt(
 ) -> tuple[Prompt, int]:
     """The prompt as it will run, and how many tokens it has in full."""
     if not _counted(max_tokens) or max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens!r}: pass a positive number of tokens")
+        raise ValueError(f"max_tokens={as_shown(max_tokens)}: pass a positive number of tokens")
     limit = min(int(max_tokens), context_length(model) or int(max_tokens))
     rows = read_prompts(model, prompt, prepend_bos=prepend_bos, max_length=limit)
     if len(rows) != 1:

@@ -1,5 +1,6 @@
 """The same prompts with and without interventions: one Dataset with an axis `condition`."""
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -7,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.ablations import number, scale
 from mcr_lens.conditions import join_conditions
-from mcr_lens.hookpoints import HookedModel, model_name
+from mcr_lens.hookpoints import HookedModel, check_model, model_name
 from mcr_lens.interventions import Condition, read_conditions
 from mcr_lens.measurement import Options, measure_conditions
 from mcr_lens.metrics._registry import select
@@ -17,6 +19,9 @@ from mcr_lens.observer import ObservationWarning
 from mcr_lens.positions import Given
 from mcr_lens.served import hooked
 from mcr_lens.visibility import is_causal
+
+NAMED = ("model", "prompts", "conditions", "metrics")
+"""What `dose_response` hands to `compare` by itself."""
 
 
 def compare(
@@ -52,8 +57,14 @@ def compare(
         As `measure`.
 
     Source: arXiv 2510.06477, ablations; loss and KL beside them: this library.
+
+    >>> conditions = {"clean": [], "cut": mcr.zero_bos_mlp(0)}
+    >>> both = mcr.compare(model, prompts, conditions, ["massive_activation_ratio"], progress=False)
+    >>> both.massive_activation_ratio.max(["prompt", "depth"]).values.round(-1).tolist()
+    [50.0, 0.0]
     """
     made, model = read_conditions(conditions), hooked(model, tokenizer)
+    check_model(model)
     loss = ["next_token_loss", "perplexity", "kl_divergence"]
     if not is_causal(model):
         loss = ["kl_divergence"]
@@ -94,15 +105,19 @@ def dose_response(
 
     Source: this library.
     """
-    wrong = not isinstance(factors, Sequence | np.ndarray) or isinstance(factors, str)
+    wrong = not isinstance(factors, Sequence | np.ndarray) or isinstance(factors, str) or not np.ndim(factors)
     doses = [] if wrong else [number("factors", factor) for factor in factors]
     if not doses or len(set(doses)) < len(doses):
-        raise ValueError(f"factors={factors!r}: pass one or more different numbers")
+        raise ValueError(f"factors={as_shown(factors)}: pass one or more different numbers")
     conditions: dict[str, Condition] = {
         f"λ = {dose:g}": scale(site, dose, layers=layers, positions=positions) for dose in doses
     }
     if len(conditions) < len(doses):
-        raise ValueError(f"factors={factors!r}: two of them have the same first six digits")
+        raise ValueError(f"factors={as_shown(factors)}: two of them have the same first six digits")
+    known = [name for name in inspect.signature(compare).parameters if name not in NAMED]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"dose_response knows no {unknown[0]}=; beside its own, it takes {', '.join(known)}")
     ds = compare(model, prompts, conditions, metrics, **options)
     about = {"units": "1", "long_name": "Dose λ: the write is scaled by it"}
     return ds.assign_coords(factor=("condition", doses, about))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, check_seed, check_threshold
 from mcr_lens.ranks import correlate, partial_spearman, spearman
 from mcr_lens.resampling import check_level
 from mcr_lens.results import SCHEMA, require_single
@@ -66,6 +67,7 @@ def complexity_response(
     correlation are this library's).
     """
     check_level(level, resamples)
+    check_seed(seed)
     values, label, _ = read_complexity(ds, complexity)
     lengths = np.asarray(ds.n_tokens.values, float)
     uneven = bool(np.ptp(lengths) > 0)
@@ -132,10 +134,9 @@ def dormant_heads(ds: xr.Dataset, *, threshold: float = 0.3, top: int = 3) -> "p
     import pandas as pd
 
     require_single(ds, "sink_score")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
+    check_threshold(threshold, zero=False)
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
-        raise ValueError(f"top={top!r}: pass how many prompts to name, a positive integer")
+        raise ValueError(f"top={as_shown(top)}: pass how many prompts to name, a positive integer")
     scores = ds.sink_score.astype(float).transpose("layer", "head", "prompt").values
     lines = [
         {"layer": int(layer), "head": int(head), **_sleep(ds, scores[i, j], threshold, top)}

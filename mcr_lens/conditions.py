@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.results import (
     SAME,
     ResultSchemaError,
@@ -38,12 +39,17 @@ def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         other = [k for k in SAME if k != "interventions" and ds.attrs.get(k) != first.attrs.get(k)]
         if other:
             raise ResultSchemaError(
-                f"condition {name!r} differs from {names[0]!r} in {other[0]}; they must be of one model"
+                f"condition {as_shown(name)} differs from {names[0]!r} in {other[0]}; they must "
+                "be of one model"
             )
         if _axes(ds) != _axes(first) or set(ds.data_vars) != set(first.data_vars):
-            raise ResultSchemaError(f"condition {name!r} has other variables or axes than {names[0]!r}")
+            raise ResultSchemaError(
+                f"condition {as_shown(name)} has other variables or axes than {names[0]!r}"
+            )
         if not np.array_equal(ds.prompt_hash, first.prompt_hash):
-            raise ResultSchemaError(f"condition {name!r} was measured on other prompts than {names[0]!r}")
+            raise ResultSchemaError(
+                f"condition {as_shown(name)} was measured on other prompts than {names[0]!r}"
+            )
     vocabulary = {i: text for ds in parts for i, text in vocabulary_of(ds).items()}
     bare = [ds.drop_dims("token_id") if "token_id" in ds.dims else ds for ds in parts]
     axis = xr.DataArray(names, dims="condition", name="condition")
@@ -71,7 +77,7 @@ def condition(ds: xr.Dataset, name: str) -> xr.Dataset:
     """
     known = condition_names(ds)
     if name not in known:
-        raise ValueError(f"condition {name!r} is not in the result; it holds {', '.join(known)}")
+        raise ValueError(f"condition {as_shown(name)} is not in the result; it holds {', '.join(known)}")
     made = interventions_of(ds)[name]
     one = ds.sel(condition=name).drop_vars([c for c in ds.coords if "condition" in ds[c].dims])
     if "token_id" in one.dims:  # the tokens of the other conditions are not in it

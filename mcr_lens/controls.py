@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from mcr_lens.ablations import inject, random_direction, zero_ablation, zero_bos_mlp
+from mcr_lens._checks import as_shown, check_seed
+from mcr_lens.ablations import inject, number, random_direction, zero_ablation, zero_bos_mlp
 from mcr_lens.activations import record_activations
-from mcr_lens.hookpoints import HookedModel
+from mcr_lens.hookpoints import HookedModel, check_model
 from mcr_lens.interventions import Intervention
 from mcr_lens.positions import integers
 from mcr_lens.prompts import read_prompts
@@ -42,6 +43,7 @@ def matched_controls(cut: Intervention, ds: xr.Dataset, *, seed: int = 0) -> dic
 
     Source: this library, after arXiv 2604.14722 (matched controls).
     """
+    check_seed(seed)
     require_single(ds)
     if not isinstance(cut, Intervention):
         raise ValueError(f"cut is a {type(cut).__name__}; pass one intervention, such as zero_bos_mlp(1)")
@@ -100,7 +102,9 @@ def induction(
     """
     for what, given in (("layer", layer), ("source", source)):
         if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-            raise ValueError(f"{what}={given!r}: pass one number counted from 0")
+            raise ValueError(f"{what}={as_shown(given)}: pass one number counted from 0")
+    check_model(model)
+    factor = number("factor", factor)
     places = integers("positions", positions)
     if source in places:
         raise ValueError(f"positions={places}: {source} is the source itself; choose other tokens")

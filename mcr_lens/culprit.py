@@ -10,7 +10,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mcr_lens.hookpoints import HookedModel, model_name
+from mcr_lens._checks import as_shown
+from mcr_lens.hookpoints import HookedModel, check_model, model_name
 from mcr_lens.measurement import measure
 from mcr_lens.metrics.norms import _at_least_float32, massive_activation_ratio
 
@@ -56,6 +57,10 @@ def norm_sources(
         As `measure` for the rest.
 
     Source: this library, after arXiv 2510.06477.
+
+    >>> sources = mcr.norm_sources(model, prompts, progress=False)
+    >>> bool(sources.write_share.mean("prompt").max() > 0.9)  # one write makes nearly all of the norm
+    True
     """
     options = run_options(position, batch_size, max_length, prepend_bos, progress)
     row = read_row(model, prompts, depth, options)
@@ -144,10 +149,13 @@ _READS = {
 
 def read_row(model: HookedModel, prompts: Any, depth: int | None, options: Mapping[str, Any]) -> Row:
     """Measure the row everywhere, choose the depth, and make sure that the writes add up to it."""
-    last = getattr(getattr(model, "cfg", None), "n_layers", None)
+    check_model(model)
+    last = model.cfg.n_layers
     wrong = isinstance(depth, bool) or not isinstance(depth, int)
-    if depth is not None and last is not None and (wrong or not 0 <= depth <= last):
-        raise ValueError(f"depth={depth!r}: the model has depths 0..{last}, the last one behind all blocks")
+    if depth is not None and (wrong or not 0 <= depth <= last):
+        raise ValueError(
+            f"depth={as_shown(depth)}: the model has depths 0..{last}, the last one behind all blocks"
+        )
     ds = measure(model, prompts, _READS, **options)
     where = int(mean_ratio(ds).argmax()) if depth is None else depth
     stream = ds.stream.values.astype(np.float64)

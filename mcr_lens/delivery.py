@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mcr_lens._checks import first_line
 from mcr_lens.terminal import console, print_profile, say, sentence
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def deliver(
     """Write the files of a story and its page; say where a page could not be written."""
     import mcr_lens
     from mcr_lens._files import replacing
+    from mcr_lens._netcdf import netcdf_bytes
 
     of = {OF: ds.attrs["created"]}
     written = [mcr_lens.save(ds, out / RESULT)]
@@ -43,7 +45,7 @@ def deliver(
         written.append(mcr_lens.save(experiments.assign_attrs(of), out / CONDITIONS))
     if close_up is not None:
         with replacing(out / CLOSE_UP) as part:
-            close_up.assign_attrs(of).to_netcdf(part, engine="h5netcdf")
+            part.write_bytes(netcdf_bytes(close_up.assign_attrs(of)))
         written.append(out / CLOSE_UP)
     if found is not None:
         written.append(write_verdicts(found, out / VERDICTS))
@@ -75,15 +77,26 @@ def write_page(ds: "xr.Dataset", page: Path, parts: dict[str, Any]) -> Path | No
 
 def beside(ds: "xr.Dataset", folder: Path) -> dict[str, Any]:
     """What lies beside a result and belongs to it, as `write_report` takes it."""
-    import xarray as xr
+    from mcr_lens._netcdf import read_netcdf
 
     parts: dict[str, Any] = {}
     for name, file in (("conditions", CONDITIONS), ("close_up", CLOSE_UP)):
         if (folder / file).is_file():
-            parts[name] = xr.load_dataset(folder / file, engine="h5netcdf")
+            try:
+                parts[name] = read_netcdf(folder / file)
+            except Exception as error:  # in a damaged file, HDF5 and xarray trip over anything
+                raise ValueError(
+                    f"{folder / file} cannot be read as netCDF ({first_line(error)}); take it away, or write "
+                    "it anew"
+                ) from None
     kept = {name: part for name, part in parts.items() if part.attrs.get(OF) == ds.attrs.get("created")}
     if (folder / VERDICTS).is_file():
-        verdicts = json.loads((folder / VERDICTS).read_text("utf-8"))
+        try:
+            verdicts = json.loads((folder / VERDICTS).read_text("utf-8"))
+        except (ValueError, RecursionError):
+            verdicts = None
+        if not isinstance(verdicts, dict):
+            raise ValueError(f"{folder / VERDICTS} holds no verdicts; take it away, or write it anew")
         if all(verdicts.get(key) == ds.attrs.get(key) for key in ("model", "created")):
             kept["diagnosis"] = verdicts
     return kept

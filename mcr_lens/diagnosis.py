@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import check_seed
 from mcr_lens.ablations import zero_ablation
 from mcr_lens.claims import Claim
 from mcr_lens.comparison import compare
@@ -141,6 +142,7 @@ def diagnose(
     options |= {"max_length": max_length, "position": position}
     cut_offs = {"ratio": ratio, "threshold": threshold, "valley": valley}
     check_cut_offs(**cut_offs)
+    check_seed(seed)
     model = hooked(model, tokenizer)
     prompts = prompts if isinstance(prompts, str) else list(prompts)
     with warnings.catch_warnings():

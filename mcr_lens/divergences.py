@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import check_seed
 from mcr_lens.labelled import Variable, about, with_interval
 from mcr_lens.phases import Phases, detect_phases
 from mcr_lens.resampling import check_level
@@ -58,6 +59,7 @@ def task_divergence(
     distance are this library's).
     """
     check_level(level, resamples)
+    check_seed(seed)
     one = task_curve(embedding, embedding_score, resamples=resamples, seed=seed)
     two = task_curve(generation, generation_score, resamples=resamples, seed=seed + 1)
     _check_same(embedding, generation)
@@ -110,6 +112,11 @@ def _edge(curve: TaskCurve, values: np.ndarray) -> Any:
 
 
 def _check_same(one: xr.Dataset, two: xr.Dataset) -> None:
+    if one.sizes["depth"] != two.sizes["depth"]:
+        raise ValueError(
+            f"the readouts hold {one.sizes['depth']} and {two.sizes['depth']} depths; pass "
+            "them as they were made"
+        )
     if "lens" in one.attrs and "pooling" in two.attrs:
         raise ValueError(
             "the embedding task comes first and generation second; pass them the other way round"

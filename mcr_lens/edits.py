@@ -61,7 +61,10 @@ class Vector:
             ValueError: not one row of finite numbers.
         """
         try:
-            numbers = torch.as_tensor(given).detach().cpu().float().clone()
+            tensor = torch.as_tensor(given).detach().cpu()
+            if tensor.is_complex():
+                raise TypeError
+            numbers = tensor.float().clone()
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"{what} must be one row of numbers, got {type(given).__name__}") from None
         if numbers.ndim != 1 or not len(numbers) or not bool(numbers.isfinite().all()):

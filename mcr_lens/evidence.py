@@ -10,7 +10,7 @@ import xarray as xr
 
 from mcr_lens.claims import Claim, Verdict
 from mcr_lens.conditions import condition, condition_names
-from mcr_lens.findings import Place, entropy_valley, find_massive, phenomena
+from mcr_lens.findings import Phenomena, Place, Valley, entropy_valley, find_massive, phenomena
 from mcr_lens.phases import Phases
 from mcr_lens.reading import number, subject
 from mcr_lens.resampling import Interval, bootstrap
@@ -56,14 +56,17 @@ class Evidence:
     def __init__(
         self, findings: Findings, *, ratio: float, threshold: float, valley: float, short: str
     ) -> None:
-        self.findings, self.short = findings, short
-        self.ratio, self.threshold, self.valley = ratio, threshold, valley
-        self.name = subject(findings.clean)
-        self.seen = phenomena(findings.clean, ratio=ratio, threshold=threshold, valley=valley)
-        self.entropy = rows(normalized_entropy(findings.clean))
-        self.rate = self.rate_of(findings.clean)
-        self.low = entropy_valley(findings.clean)
-        self.sink_layers = np.flatnonzero(np.nan_to_num(over_prompts(self.rate)) >= SINK_SHARE)
+        self.findings: Findings = findings
+        self.short: str = short
+        self.ratio: float = ratio
+        self.threshold: float = threshold
+        self.valley: float = valley
+        self.name: str = subject(findings.clean)
+        self.seen: Phenomena = phenomena(findings.clean, ratio=ratio, threshold=threshold, valley=valley)
+        self.entropy: np.ndarray = rows(normalized_entropy(findings.clean))
+        self.rate: np.ndarray = self.rate_of(findings.clean)
+        self.low: Valley | None = entropy_valley(findings.clean)
+        self.sink_layers: np.ndarray = np.flatnonzero(np.nan_to_num(over_prompts(self.rate)) >= SINK_SHARE)
         self.claims: dict[str, Claim] = {}
 
     def verdict(self, name: str) -> Verdict:

@@ -1,10 +1,12 @@
 """From which depth on is a task's score nearly that of the whole model?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, check_seed, is_number
 from mcr_lens.labelled import Variable, about, with_interval
 from mcr_lens.resampling import check_level
 from mcr_lens.results import SCHEMA
@@ -53,11 +55,18 @@ def early_exit(
     full depth).
     """
     check_level(level, resamples)
+    check_seed(seed)
     if not readouts:
         raise ValueError("early_exit needs a readout; pass what linear_probe or logit_lens returns")
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
-        raise ValueError(f"target={target!r}: pass a share of the final score between 0 and 1, such as 0.95")
+    if not is_number(target) or not 0 < target <= 1:
+        raise ValueError(
+            f"target={as_shown(target)}: pass a share of the final score between 0 and 1, such as 0.95"
+        )
     scores = [scores] if isinstance(scores, str) else scores
+    if scores is not None and not isinstance(scores, Sequence):
+        raise TypeError(
+            f"scores={as_shown(scores)}: name a score for each readout, or pass None for the main ones"
+        )
     names = [None] * len(readouts) if scores is None else list(scores)
     if len(names) != len(readouts):
         raise ValueError(f"scores names {len(names)} scores for {len(readouts)} readouts; name one for each")

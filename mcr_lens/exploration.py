@@ -66,7 +66,7 @@ class Exploration:
         check_model(model)
         self.model = model
         self.choices: dict[str, Any] = {NONE: (), **CHOICES, **_read(interventions)}
-        self.metrics = {m.name: m for m in list_metrics() if _drawable(m)}
+        self.metrics: dict[str, Metric] = {m.name: m for m in list_metrics() if _drawable(m)}
         self.notes: list[str] = []
         self._kept: dict[Any, tuple[Any, list[str]]] = {}
 

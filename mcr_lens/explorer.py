@@ -48,6 +48,11 @@ def explore(
             widget, in one sentence.
 
     Source: this library.
+
+    >>> from importlib.util import find_spec
+    >>> shown = mcr.explore(model, "Snow fell.") if find_spec("anywidget") else None
+    >>> shown is None or isinstance(shown, mcr.Explorer)
+    True
     """
     for package in ("ipywidgets", "anywidget", "plotly"):
         require(package, extra="notebook")
@@ -96,7 +101,7 @@ class Explorer:
         self.title: Any = widgets.HTML()
         self.message: Any = widgets.HTML()
         self.figures: dict[str, Any] = {name: new_figure() for name in ("profile", "heads", "pattern")}
-        self.widget = self._arranged(widgets)
+        self.widget: Any = self._arranged(widgets)
         self.choice: Choice | None = None
         self.error: Exception | None = None
         self._drawn: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, check_ratio, check_threshold, is_number
 from mcr_lens.results import require, require_single
 from mcr_lens.summaries import ShortPromptWarning, mean_by_site, normalized_entropy
 
@@ -35,10 +36,13 @@ def find_massive(ds: xr.Dataset, *, ratio: float = 10.0) -> "pd.DataFrame":
         ValueError: a ratio that is not above 1.
 
     Source: this library, after arXiv 2402.17762 and arXiv 2510.06477.
+
+    >>> rows = mcr.find_massive(ds)[["position", "token", "first_depth", "last_depth"]]
+    >>> rows.drop_duplicates().values.tolist()
+    [[0, '<bos>', 1, 2]]
     """
     require_single(ds, "top_norm", "top_norm_token", "other_norm_median", empty=True)
-    if not ratio > 1:
-        raise ValueError(f"ratio={ratio!r}: a massive row is longer than the others; pass a number above 1")
+    check_ratio(ratio)
     times = (ds.top_norm / ds.other_norm_median).transpose("prompt", "depth", "top")
     lines = _lines(ds, "top_norm_token", times, ratio, ["prompt", "depth", "top"])
     columns = ["prompt", "position", "token", "first_depth", "last_depth", "peak_depth", "ratio"]
@@ -65,10 +69,12 @@ def find_sinks(ds: xr.Dataset, *, threshold: float = 0.3) -> "pd.DataFrame":
         ValueError: a threshold outside 0..1.
 
     Source: this library, after arXiv 2410.10781 and arXiv 2603.05498.
+
+    >>> sorted(set(mcr.find_sinks(ds).layer))
+    [1, 2, 3, 4]
     """
     require_single(ds, "top_sink_score", "top_sink_token", empty=True)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
+    check_threshold(threshold, zero=False)
     _warn_few_queries(ds, threshold)
     scores = ds.top_sink_score.transpose("prompt", "layer", "head", "top")
     lines = _lines(ds, "top_sink_token", scores, threshold, ["prompt", "layer", "head", "top"])
@@ -83,6 +89,10 @@ class Place:
     `position` is None where the token stands at different positions in different prompts; `sites` are the
     depths (massive rows) or layers (sinks) where it is found, in at least half of the prompts that have it;
     `strength` is the mean of the largest ratio (or score) of each prompt; `share` the share of the prompts.
+
+    >>> place, = mcr.phenomena(ds).massive
+    >>> isinstance(place, mcr.Place), place.token, place.sites, place.share
+    (True, '<bos>', (1, 2), 1.0)
     """
 
     position: int | None
@@ -98,6 +108,9 @@ class Valley:
 
     `entropy` at `depth`; `before` and `after` are the largest values up to there and from there on. `depth`
     lies between the ends only if both are larger.
+
+    >>> isinstance(mcr.entropy_valley(ds), mcr.Valley)
+    True
     """
 
     depth: int
@@ -118,6 +131,10 @@ class Phenomena:
     `valley` is None where there is none; then `valley_cause` is None too. Otherwise it is "massive rows",
     "long rows" (rows too short to be called massive and long enough to make the valley), or "common
     direction" (the rows point the same way, whatever their norms).
+
+    >>> found = mcr.phenomena(ds)
+    >>> isinstance(found, mcr.Phenomena), found.valley_cause
+    (True, 'massive rows')
     """
 
     massive: tuple[Place, ...]
@@ -142,9 +159,16 @@ def phenomena(
         ValueError: as `find_massive` and `find_sinks`.
 
     Source: this library, after arXiv 2510.06477; the split of the entropy follows its bound.
+
+    >>> [place.token for place in mcr.phenomena(ds).sinks]
+    ['<bos>']
     """
     require_single(ds, "matrix_entropy", "frobenius_norm")
     rows, heads = find_massive(ds, ratio=ratio), find_sinks(ds, threshold=threshold)
+    if not is_number(valley) or not 0 < valley < 1:
+        raise ValueError(
+            f"valley={as_shown(valley)}: normalised entropy lies between 0 and 1; pass a number in between"
+        )
     lowest = entropy_valley(ds)
     found = lowest if lowest is not None and lowest.drop >= valley else None
     return Phenomena(
@@ -162,6 +186,9 @@ def entropy_valley(ds: xr.Dataset) -> Valley | None:
         ResultSchemaError: not a result, several conditions, or the entropy was not measured.
 
     Source: arXiv 2510.06477 (compression valley).
+
+    >>> mcr.entropy_valley(ds).depth
+    1
     """
     require_single(ds, "matrix_entropy", empty=True)
     entropy = mean_by_site(normalized_entropy(ds))

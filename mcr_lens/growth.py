@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, check_ratio, check_seed, is_number
 from mcr_lens.ranks import spearman
 from mcr_lens.reading import MASSIVE_RATIO, SINK_LAYER, SINK_THRESHOLD, VALLEY
 from mcr_lens.resampling import Interval, bootstrap, check_level
@@ -72,6 +73,7 @@ def emergence_steps(
     """
     require_steps(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
     check_level(level, resamples)
+    check_seed(seed)
     least = dict(zip(EVENTS, (ratio, valley, rate), strict=True))
     _check(least, threshold)
     values, steps = _values(ds, threshold), ds.step.values
@@ -217,13 +219,10 @@ def _values(ds: xr.Dataset, threshold: float) -> dict[str, np.ndarray]:
 
 
 def _check(least: Mapping[str, float], threshold: float) -> None:
-    if not least["spike"] > 1:
-        raise ValueError(
-            f"ratio={least['spike']!r}: a massive row is longer than the others; pass a number above 1"
-        )
+    check_ratio(least["spike"])
     for name, value in (("valley", least["valley"]), ("rate", least["sinks"]), ("threshold", threshold)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name}={value!r}: pass a number above 0 and at most 1")
+        if not is_number(value) or not 0 < value <= 1:
+            raise ValueError(f"{name}={as_shown(value)}: pass a number above 0 and at most 1")
 
 
 def _dataset(

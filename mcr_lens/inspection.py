@@ -45,7 +45,12 @@ class ReadFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What mcr_lens sees in a model; `print` it."""
+    """What mcr_lens sees in a model; `print` it.
+
+    >>> seen = mcr.inspect_model(model)
+    >>> isinstance(seen, mcr.Inspection), seen.bos
+    (True, "'<bos>' (id 0) is prepended to every text")
+    """
 
     model: str
     wrapped: str

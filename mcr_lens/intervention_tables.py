@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mcr_lens._checks import as_shown
 from mcr_lens.ablations import clamp_norm, inject, random_direction, scale, zero_ablation
 from mcr_lens.interventions import Intervention
 from mcr_lens.plan_tables import nearest
@@ -46,7 +47,7 @@ def read_intervention(table: Any) -> Intervention:
             f"{', '.join(KINDS)}"
         )
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: {nearest(kind, KINDS)}pass one of {', '.join(KINDS)}")
+        raise ValueError(f"kind={as_shown(kind)}: {nearest(kind, KINDS)}pass one of {', '.join(KINDS)}")
     make, own = KINDS[kind]
     for key in table:
         if key not in (*WHERE, *own):

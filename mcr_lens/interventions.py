@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mcr_lens._checks import as_shown
 from mcr_lens.activations import check_layers, record_activations, site_names
 from mcr_lens.batches import running_numbers
 from mcr_lens.edits import Apply, Edit
@@ -26,6 +27,11 @@ class Intervention:
     Made by `zero_ablation` and its siblings; equal to another that says the same. Positions are absolute,
     counted from the first position of the batch, so give it batches without left padding; while decoding
     with a key-value cache they are those of the whole sequence.
+
+    >>> mcr.zero_bos_mlp(0) == mcr.zero_ablation("mlp_out", layers=0)
+    True
+    >>> mcr.Intervention.__name__, mcr.zero_bos_mlp(0).layers, mcr.zero_bos_mlp(0).positions
+    ('Intervention', (0,), (0,))
     """
 
     site: str
@@ -166,7 +172,8 @@ def intervene(model: HookedModel, *interventions: Intervention) -> Iterator[None
 
     Source: this library.
     """
-    with model.hooks(fwd_hooks=hooks_of(model, interventions)):
+    check_model(model)
+    with model.hooks(fwd_hooks=hooks_of(model, listed(interventions))):
         yield
 
 
@@ -192,6 +199,6 @@ def read_conditions(conditions: Mapping[str, Condition]) -> dict[str, Sequence[I
             raise ValueError(f"conditions: the name {name!r} is not a text; {example}")
         if wrong:
             what = type(wrong[0]).__name__
-            raise ValueError(f"condition {name!r} holds a {what}, not an intervention; {example}")
+            raise ValueError(f"condition {as_shown(name)} holds a {what}, not an intervention; {example}")
         found[name] = made
     return found

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 
 from mcr_lens import causes
+from mcr_lens._checks import as_shown, check_threshold, is_number
 from mcr_lens.claims import Claim, Statement, mean_of, say
 from mcr_lens.evidence import HALF, SINK_SHARE, Evidence, Findings, drop, over_prompts, rows
 from mcr_lens.findings import find_massive
@@ -60,13 +61,14 @@ def check_cut_offs(*, ratio: float, threshold: float, valley: float) -> None:
     Raises:
         ValueError: which one, and what is allowed.
     """
-    if not 1 < ratio < math.inf:
-        raise ValueError(f"ratio={ratio!r}: a massive row is longer than the others; pass a number above 1")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
-    if not 0 < valley < 1:
+    if not is_number(ratio) or not 1 < ratio < math.inf:
         raise ValueError(
-            f"valley={valley!r}: normalised entropy lies between 0 and 1; pass a number in between"
+            f"ratio={as_shown(ratio)}: a massive row is longer than the others; pass a number above 1"
+        )
+    check_threshold(threshold, zero=False)
+    if not is_number(valley) or not 0 < valley < 1:
+        raise ValueError(
+            f"valley={as_shown(valley)}: normalised entropy lies between 0 and 1; pass a number in between"
         )
 
 

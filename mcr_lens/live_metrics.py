@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from mcr_lens._checks import as_shown, check_threshold
 from mcr_lens.findings import entropy_valley
 from mcr_lens.hookpoints import context_length
 from mcr_lens.measurement import measure
@@ -115,10 +116,9 @@ def check_options(threshold: float, prefix: str) -> None:
     Raises:
         ValueError: a threshold outside 0..1, or a prefix that is not a text.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
+    check_threshold(threshold)
     if not isinstance(prefix, str):
-        raise ValueError(f"prefix={prefix!r}: pass a text that the names begin with, such as 'mcr/'")
+        raise ValueError(f"prefix={as_shown(prefix)}: pass a text that the names begin with, such as 'mcr/'")
 
 
 def unwrapped(model: Any) -> Any:

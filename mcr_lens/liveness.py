@@ -5,15 +5,27 @@ A hook point can exist, fire, and still throw away what a callback returns. An a
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, hook_names, model_name, trying
+from mcr_lens._checks import as_shown
+from mcr_lens.hookpoints import (
+    HookDidNotFireError,
+    HookedModel,
+    check_model,
+    hook_names,
+    model_name,
+    trying,
+)
+
+SITES = ("mlp_out", "attn_out", "z", "resid")
+"""Where rows can be recorded and edited; "resid" at layer l is the stream behind block l (depth l + 1)."""
 
 Liveness = Literal["exact", "through a norm"]
 
@@ -38,13 +50,25 @@ def check_edit(model: HookedModel, site: str, layers: int | Sequence[int]) -> Li
     Each hook point of a model is tried once.
 
     Raises:
+        TypeError: not a TransformerLens model.
+        ValueError: an unknown site, or a layer that the model does not have.
         SwallowedEditError: the stream does not change: this version of TransformerLens drops the edit.
         HookDidNotFireError: the forward pass never reaches the hook points that would show it.
         MissingHookPointError: the model lacks the hook point.
 
     Source: this library.
     """
-    chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+    check_model(model)
+    if not isinstance(site, str) or site not in SITES:
+        raise ValueError(f"site {as_shown(site)} cannot be edited; pass one of {', '.join(SITES)}")
+    chosen = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+    last = model.cfg.n_layers - 1
+    wrong = [n for n in chosen if not isinstance(n, Integral) or isinstance(n, bool) or not 0 <= n <= last]
+    if wrong or not chosen:
+        raise ValueError(
+            f"layers={as_shown(layers)}: the model has layers 0..{last}; pass one "
+            "or more of them"
+        )
     writes, stream = hook_names(model, site), hook_names(model, "resid")
     known = _known(model)
     found: Liveness = "exact"

@@ -1,14 +1,15 @@
 """The main job: prompts in, one labelled Dataset out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import xarray as xr
 
-from mcr_lens.batches import forward_arguments, in_batches, running
+from mcr_lens.batches import Batch, forward_arguments, in_batches, running
 from mcr_lens.hookpoints import HookedModel, check_eval
 from mcr_lens.interventions import Intervention, hooks_of, listed
 from mcr_lens.observer import Observer
@@ -59,6 +60,12 @@ def measure(
         TypeError, ValueError: what came, what is allowed, what to do.
         UnknownMetricError, MissingHookPointError, PatternNotComputedError, CannotServeError: before the run.
         NonFiniteActivationError, HookDidNotFireError: after a batch.
+        MemoryError: a single prompt does not fit in memory; larger batches are halved, with a warning
+            (`OutOfMemoryWarning`), and give the same numbers.
+
+    >>> few = mcr.measure(model, prompts, ["bos_norm", "sink_score"], progress=False)
+    >>> few.bos_norm.dims, few.sink_score.dims
+    (('prompt', 'depth'), ('prompt', 'layer', 'head'))
     """
     options = Options(metrics, batch_size, max_length, prepend_bos, position, progress)
     return measure_conditions(hooked(model, tokenizer), prompts, {"": listed(interventions)}, options)[""]
@@ -97,7 +104,8 @@ def measure_conditions(
     arguments = forward_arguments(model, needs_logits=bool(plan.steps["pass"]))
     against_clean = "clean_logits" in plan.statics
     order = sorted(conditions, key=lambda name: bool(hooks[name])) if against_clean else list(conditions)
-    for batch in in_batches(model, rows, options.batch_size, progress=options.progress):
+
+    def run(batch: Batch) -> None:
         about = [{"prompt": i, **_about(rows[i])} for i in batch.numbers]
         clean = None
         if against_clean and hooks[order[0]]:
@@ -114,7 +122,23 @@ def measure_conditions(
                 logits = model(batch.tokens, **arguments)
             clean = logits if against_clean and not hooks[name] else clean
             watch.finish(logits, clean)
+
+    for _ in in_batches(
+        model, rows, options.batch_size, partial(_all_or_nothing, run, watches), progress=options.progress
+    ):
+        pass
     return {name: watches[name].result() for name in conditions}
+
+
+def _all_or_nothing(run: Callable[[Batch], None], watches: Mapping[str, Observer], batch: Batch) -> None:
+    """Run a batch; after an error, no condition keeps anything of it."""
+    before = {name: watch.mark() for name, watch in watches.items()}
+    try:
+        run(batch)
+    except BaseException:
+        for name, watch in watches.items():
+            watch.forget_since(before[name])
+        raise
 
 
 def _observer(model: HookedModel, options: Options, edits: Sequence[Intervention]) -> Observer:

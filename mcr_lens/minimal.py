@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mcr_lens._checks import as_shown, check_ratio
 from mcr_lens.ablations import zero_ablation
 from mcr_lens.culprit import BatchSize, PrependBos, held, mean_ratio, run_options
 from mcr_lens.hookpoints import HookedModel
@@ -99,11 +100,14 @@ def minimal_ablation(
         As `measure` and `zero_ablation` for the rest.
 
     Source: this library, after arXiv 2510.06477 (ablation at the emergence layer; joint ablation in Qwen2).
+
+    >>> found = mcr.minimal_ablation(model, prompts, progress=False)
+    >>> isinstance(found, mcr.MinimalAblation), found.layers
+    (True, (0,))
     """
-    if not ratio > 1:
-        raise ValueError(f"ratio={ratio!r}: a massive row is longer than the others; pass a number above 1")
+    check_ratio(ratio)
     if site not in SITES:
-        raise ValueError(f"site={site!r}: pass one of {', '.join(SITES)}, what a block writes with")
+        raise ValueError(f"site={as_shown(site)}: pass one of {', '.join(SITES)}, what a block writes with")
     options = run_options(position, batch_size, max_length, prepend_bos, progress)
     trials = _Trials(model, held(prompts), site, options)
     cut: tuple[int, ...] = ()

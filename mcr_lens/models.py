@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mcr_lens._checks import as_shown
 from mcr_lens.hookpoints import HookedModel
 from mcr_lens.provenance import LOADED
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 """The name of the model that comes with the package."""
+
+
+LONGEST = 4000
+"""Bytes of a name: no path is longer."""
 
 
 class ModelLoadError(ValueError):
@@ -55,6 +60,9 @@ def load_model(
         TypeError: neither a name nor a model.
 
     Source: this library.
+
+    >>> model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model  # model = mcr.load_model("demo")
+    (8, 4, 32)
     """
     _check_versions()
     kind = _dtype(dtype)
@@ -93,9 +101,13 @@ def model_source(name: str) -> str:
     """What Hugging Face loads a model of this name from: the bundled model's folder, a folder, a hub name.
 
     Raises:
-        ModelLoadError: it is a file, or a folder without a model.
+        ModelLoadError: it is a file, a folder without a model, or nothing that a model can be called.
     """
     source = str(demo_folder()) if name == DEMO else name
+    if not source.strip() or len(source.encode("utf-8", "replace")) > LONGEST or "\0" in source:
+        raise ModelLoadError(
+            f"{name[:40]!r} is no name of a model; pass a Hugging Face folder, a hub name, or 'demo'"
+        )
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ModelLoadError(
@@ -136,19 +148,55 @@ def _quiet(*, unless: bool) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _check_in_memory(model: Any, device_map: Any) -> None:
+def _check_in_memory(model: Any, device_map: Any, tokenizer: Any) -> None:
     if isinstance(model, HookedModel):
         raise TypeError(
             f"{type(model).__name__} is a TransformerLens model already; pass it to measure as it is"
         )
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"expected a hub name, a folder or a Hugging Face model, got {type(model).__name__}")
+    if tokenizer is not None and not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; pass one that AutoTokenizer returns")
     if device_map is not None:
         raise ValueError("device_map has no effect on a model in memory; pass it to from_pretrained instead")
 
 
+def check_weights(model: Any) -> None:
+    """Refuse a model in memory that cannot compute anything, before something is done to it.
+
+    Raises:
+        ModelLoadError: no layers, weights that are not there, whole numbers for weights, a block that stands
+            twice.
+
+    Source: this library.
+    """
+    name, config = type(model).__name__, model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(text, "num_hidden_layers", None) == 0:
+        raise ModelLoadError(f"{name} has no layers, so there is nothing to measure; load another model")
+    spread = getattr(model, "hf_device_map", None)  # what is offloaded comes back for its forward pass
+    if not spread and any(weight.is_meta for weight in model.parameters()):
+        raise ModelLoadError(
+            f"{name} has weights on the meta device, which hold no numbers; load them, by from_pretrained or "
+            "load_state_dict(..., assign=True)"
+        )
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if type(module) is torch.nn.Linear and weight is not None and not weight.is_floating_point():
+            raise ModelLoadError(
+                f"{name} holds {weight.dtype} weights in {path}, a plain linear layer, which cannot compute "
+                "with them; load the model with its quantization_config, or convert it to float32"
+            )
+        if isinstance(module, torch.nn.ModuleList) and len(set(module)) < len(module):
+            raise ModelLoadError(
+                f"{name} has the same module several times in {path}, so what its blocks do cannot be told "
+                "apart; give each its own"
+            )
+
+
 def _wrap(model: Any, kind: Any, device: Any, device_map: Any, tokenizer: Any) -> Any:
-    _check_in_memory(model, device_map)
+    _check_in_memory(model, device_map, tokenizer)
+    check_weights(model)
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -186,7 +234,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if isinstance(dtype, str):
         if dtype.removeprefix("torch.") not in allowed:
-            raise ValueError(f"dtype={dtype!r}: pass one of {', '.join(allowed)}")
+            raise ValueError(f"dtype={as_shown(dtype)}: pass one of {', '.join(allowed)}")
         return allowed[dtype.removeprefix("torch.")]
     return dtype
 
@@ -196,10 +244,32 @@ def _explain(name: str, folder: Path, error: Exception) -> str:
         return f"{name!r} could not be loaded as a Hugging Face folder: {_first_line(error)}"
     if "/" in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         return f"{name!r} is no model: there is no such folder"
+    if _caused_by(error, "GatedRepoError"):
+        return (
+            f"{name!r} is gated on the hub: ask for access on its page, then log in with `hf auth login` or "
+            "set HF_TOKEN"
+        )
     return (
         f"{name!r} is neither a local folder nor a model that could be fetched from the hub "
         f"({_first_line(error)}); check the name and the network, or pass a folder"
     )
+
+
+def _caused_by(error: BaseException | None, *kinds: str) -> bool:
+    """Whether an error of the hub's client, by the names of its classes, stands behind this one."""
+    while error is not None:
+        if {kind.__name__ for kind in type(error).__mro__} & set(kinds):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def not_fetched(error: BaseException) -> bool:
+    """Whether the hub could not be reached, or does not hand this out.
+
+    Source: this library.
+    """
+    return _caused_by(error, "HfHubHTTPError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "HTTPError")
 
 
 def _first_line(error: Exception) -> str:

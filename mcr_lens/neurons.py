@@ -9,7 +9,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mcr_lens.batches import forward_arguments, in_batches
+from mcr_lens._checks import as_shown
+from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.culprit import PARTS, BatchSize, PrependBos, held, read_row, run_options
 from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, model_name
 from mcr_lens.prompts import read_prompts
@@ -56,7 +57,7 @@ def writing_neurons(
     Source: this library, after arXiv 2510.06477 and arXiv 2402.17762.
     """
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
-        raise ValueError(f"top={top!r}: pass how many neurons to list, 1 or more")
+        raise ValueError(f"top={as_shown(top)}: pass how many neurons to list, 1 or more")
     options = run_options(position, batch_size, max_length, prepend_bos, progress)
     again = held(prompts)
     row = read_row(model, again, depth, options)
@@ -96,7 +97,7 @@ def writing_neurons(
 
 def _check_layer(layer: Any, depth: int, n_layers: int) -> None:
     if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < n_layers:
-        raise ValueError(f"layer={layer!r}: the model has layers 0..{n_layers - 1}")
+        raise ValueError(f"layer={as_shown(layer)}: the model has layers 0..{n_layers - 1}")
     if layer >= depth:
         raise ValueError(
             f"layer {layer} writes to depth {layer + 1}, behind the row that is looked at, at depth {depth}; "
@@ -108,7 +109,7 @@ def _output_matrix(
     model: Any, layer: int
 ) -> tuple[Float[np.ndarray, "d_mlp d_model"], Float[np.ndarray, "d_model"]]:
     """W_out and b_out of one layer in float64, zero where there is no bias."""
-    mlp = model.blocks[layer].mlp
+    mlp = getattr(model.blocks[layer], "mlp", None)  # as it is served, a block has no parts of its own
     try:
         weight, bias = getattr(mlp, "W_out", None), getattr(mlp, "b_out", None)
     except (TypeError, KeyError, NotImplementedError):
@@ -144,8 +145,9 @@ def _activations(
     found = np.empty((len(rows), d_mlp))
     hooks = [] if point is None else [(point.name or name, keep)]
     arguments = forward_arguments(model, needs_logits=False)
-    for batch in in_batches(model, rows, options["batch_size"], progress=options["progress"]):
-        seen.clear()
+
+    def run(batch: Batch) -> None:
+        seen.clear()  # of the last batch, finished or not
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             model(batch.tokens, **arguments)
         if not seen:
@@ -156,6 +158,9 @@ def _activations(
         # Some MLPs see all tokens of a batch in a row, [batch · pos, d_mlp].
         whole = seen[0].reshape(*batch.tokens.shape, d_mlp)
         found[list(batch.numbers)] = _numpy(whole[:, options["position"]])
+
+    for _ in in_batches(model, rows, options["batch_size"], run, progress=options["progress"]):
+        pass
     return found
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.results import require_single
 
 REACH = 0.5
@@ -28,10 +29,14 @@ def notable_heads(ds: xr.Dataset, count: int = 4) -> list[tuple[int, int]]:
         ValueError: a count that is not a positive integer.
 
     Source: this library; sink and identity heads as in arXiv 2510.06477.
+
+    >>> sink, identity = mcr.notable_heads(ds, 1)  # pairs (layer, head)
+    >>> sink[0]
+    1
     """
     require_single(ds, "sink_score", "identity_score")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"count={count!r}: pass how many heads of each kind, a positive integer")
+        raise ValueError(f"count={as_shown(count)}: pass how many heads of each kind, a positive integer")
     count = min(count, max(1, ds.sizes["layer"] * ds.sizes["head"] // 2))
     sinks = _best(_scores(ds, "sink_score"), count)
     others = {pair: s for pair, s in _scores(ds, "identity_score").items() if pair not in sinks}

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from mcr_lens.batches import forward_arguments, in_batches
+from mcr_lens._checks import as_shown, check_seed
+from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.hookpoints import HookedModel, check_eval, model_name
 from mcr_lens.measurement import measure
 from mcr_lens.metrics._registry import Metric, get_derived
@@ -16,7 +17,7 @@ from mcr_lens.plan import make_plan
 from mcr_lens.prompts import read_prompts
 from mcr_lens.provenance import LOADED, describe
 from mcr_lens.results import require, vocabulary_of, with_vocabulary
-from mcr_lens.twins import Kind, check_seed, random_twin
+from mcr_lens.twins import Kind, random_twin
 
 
 def other_positions(
@@ -56,6 +57,7 @@ def other_positions(
     Source: this library.
     """
     _check_count("count", count)
+    check_seed(seed)
     check_eval(model)
     chosen = _at_a_position(model, metrics, position)
     rows = read_prompts(model, prompts, prepend_bos=prepend_bos, max_length=max_length)
@@ -67,9 +69,9 @@ def other_positions(
         )
     generator = np.random.default_rng(seed)
     drawn = np.stack([_draw(len(row.ids), position, count, generator) for row in rows])
-    found: list[xr.Dataset] = []
     arguments = forward_arguments(model, needs_logits=False)
-    for batch in in_batches(model, rows, 1, progress=progress):
+
+    def run(batch: Batch) -> xr.Dataset:
         number, prompt = batch.numbers[0], batch.prompts[0]
         watches = {int(k): Observer(model, chosen, position=int(k)) for k in drawn[number]}
         about = {"text": prompt.text, "prepended": prompt.prepended, "truncated": prompt.truncated}
@@ -80,7 +82,9 @@ def other_positions(
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             model(batch.tokens, **arguments)
         parts = {k: watch.result() for k, watch in watches.items()}
-        found.append(_stacked([parts[int(k)] for k in drawn[number]], "draw").assign_coords(prompt=[number]))
+        return _stacked([parts[int(k)] for k in drawn[number]], "draw").assign_coords(prompt=[number])
+
+    found = [one for _, one in in_batches(model, rows, 1, run, progress=progress)]
     ds = _stacked(found, "prompt").sortby("prompt").transpose("prompt", "draw", ...)
     ds.attrs |= describe(model, position=position) | {"null": "other positions", "null_seed": seed}
     ds = ds.assign_coords(draw=np.arange(count), drawn_position=(("prompt", "draw"), drawn))
@@ -121,7 +125,7 @@ def random_weights(
     for number in numbers:
         check_seed(number)
     if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(f"seeds={seeds!r}: pass one or more different seeds")
+        raise ValueError(f"seeds={as_shown(seeds)}: pass one or more different seeds")
     held = list(prompts) if hasattr(prompts, "__next__") else prompts  # read once for each seed
     found = [
         measure(
@@ -211,4 +215,4 @@ def _stacked(parts: list[xr.Dataset], axis: str) -> xr.Dataset:
 
 def _check_count(what: str, number: Any) -> None:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"{what}={number!r}: pass a number of draws, 1 or more")
+        raise ValueError(f"{what}={as_shown(number)}: pass a number of draws, 1 or more")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_model, check_pattern, is_trying
 from mcr_lens.passes import Pass, Statics
-from mcr_lens.plan import make_plan
+from mcr_lens.plan import Plan, make_plan
 from mcr_lens.prompts import own_bos
 from mcr_lens.provenance import describe
 from mcr_lens.results import to_dataset
@@ -53,7 +53,7 @@ class Observer:
         interventions: tuple[Any, ...] = (),
     ) -> None:
         check_model(model)
-        self.plan = make_plan(model, metrics, position=position)
+        self.plan: Plan = make_plan(model, metrics, position=position)
         if self.plan.skipped:
             for name, reason in self.plan.skipped.items():
                 warnings.warn(f"{name} is left out: {reason}", ObservationWarning, stacklevel=3)
@@ -123,6 +123,7 @@ class Observer:
         seen = sorted({int(i) for ids in token_ids.values() for i in np.unique(ids)} - {-1})
         vocabulary = dict(zip(seen, texts_of(seen, tokenizer), strict=True))
         attrs = describe(self._model, position=self.position, interventions=self._interventions)
+        attrs["batch_size"] = max(len(rows.spans) for rows, _ in self._passes)
         attrs["skipped_metrics"] = ", ".join(sorted(self.plan.skipped))
         return to_dataset(values, self.plan.metrics, coords, attrs, token_ids, vocabulary)
 
@@ -138,6 +139,19 @@ class Observer:
         self._finish()
         if self._error is not None:
             raise self._error
+
+    def mark(self) -> tuple[Any, ...]:
+        """What has been seen so far, to come back to with `forget_since`."""
+        incomplete = None if self._incomplete is None else set(self._incomplete)
+        return len(self._passes), dict(self._dropped), incomplete, self._error, self._suspected_padding
+
+    def forget_since(self, mark: tuple[Any, ...]) -> None:
+        """Forget every pass since a mark, and one that was broken off; nothing of it is held any more."""
+        seen, self._dropped, self._incomplete, self._error, self._suspected_padding = mark
+        del self._passes[seen:]
+        self._current, self._expected = None, {}
+        for layer in range(self._model.cfg.n_layers if self._release else 0):
+            _release_pattern(self._model, layer)
 
     def _callback(self, tensor: Any, hook: Any = None, *, read: str, index: int) -> None:
         if is_trying():
@@ -222,7 +236,19 @@ class Observer:
                     f"{tuple(value.shape)}; correct its return annotation or its value"
                 )
             values[m.name] = value
+            if m.group == "loss":
+                self._check_predictions(m.name, value, rows)
         return rows, values
+
+    def _check_predictions(self, name: str, value: Tensor, rows: Rows) -> None:
+        """A stream may be finite and its predictions not: NaN in the last norm or the unembedding."""
+        told = torch.tensor([length > 1 for _, length in rows.spans])
+        bad = (value.isnan().flatten(1).any(1) if value.ndim > 1 else value.isnan()).cpu() & told
+        if bool(bad.any()):
+            raise NonFiniteActivationError(
+                f"{name} is NaN for {rows.name(int(bad.nonzero()[0, 0]))}, although the residual stream is "
+                "finite: the last norm or the unembedding holds NaN or infinity; look at their weights"
+            )
 
     def _warn(self) -> None:
         notes = {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcr_lens.hookpoints import READS, HookedModel, output_projection
 from mcr_lens.plan import Plan, Site
-from mcr_lens.rows import Rows, group_rows
+from mcr_lens.rows import Group, Rows, group_rows
 from mcr_lens.visibility import Visibility, layer_visibility
 
 MASKS = 8
@@ -57,7 +57,7 @@ class Pass:
 
     def __init__(self, rows: Rows, plan: Plan, statics: Statics) -> None:
         self.rows = rows
-        self.groups = group_rows(rows.spans)
+        self.groups: list[Group] = group_rows(rows.spans)
         self.fired: set[tuple[str, int]] = set()
         self.problem: str | None = None
         self._plan, self._statics = plan, statics

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, check_seed, check_threshold, is_number
 from mcr_lens.phase_signals import (
     ENTROPY,
     RATIO,
@@ -55,6 +56,10 @@ class Phases:
     last depth. `reason` says why the three phases were not found, "" if they were. `start_interval` and
     `stop_interval` are the intervals of `compress.start` and `compress.stop` over resampled prompts; None
     for a single prompt or where there is no such boundary. `remarks` name what to keep in mind.
+
+    >>> phases = mcr.detect_phases(ds)
+    >>> isinstance(phases, mcr.Phases), phases.found, phases.label(2)
+    (True, True, 'compress')
     """
 
     mix: range
@@ -101,7 +106,7 @@ class Phases:
             ValueError: no depth of this result.
         """
         if not 0 <= depth < self.n_depths:
-            raise ValueError(f"depth={depth!r}: this result has depths 0 to {self.n_depths - 1}")
+            raise ValueError(f"depth={as_shown(depth)}: this result has depths 0 to {self.n_depths - 1}")
         return next((name for name, depths in self._named().items() if depth in depths), "")
 
     def labels(self) -> xr.DataArray:
@@ -174,8 +179,12 @@ def detect_phases(
 
     Source: arXiv 2510.06477 (phases; boundaries are the appearance and dissipation of the massive
     activation); the detection is this library's.
+
+    >>> mcr.detect_phases(ds).compress
+    range(1, 4)
     """
     _check(drop, ratio, threshold, resamples, level)
+    check_seed(seed)
     depths, remarks = check(ds), list[str]()
     deciding, supporting = signals_that_decide(ds), signals_that_support(ds, threshold, remarks)
     own: dict[str, Segments] = {}
@@ -218,16 +227,19 @@ def detect_phases(
 
 
 def _check(drop: float, ratio: float, threshold: float, resamples: int, level: float) -> None:
-    if not 0 < drop < 1:
-        raise ValueError(f"drop={drop!r}: normalised entropy lies between 0 and 1; pass a number in between")
-    if not 1 < ratio < np.inf:
-        raise ValueError(f"ratio={ratio!r}: a massive row is longer than the others; pass a number above 1")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
-    if not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(f"resamples={resamples!r}: pass a whole number of at least 1")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level!r}: pass a share between 0 and 1, for example 0.95")
+    if not is_number(drop) or not 0 < drop < 1:
+        raise ValueError(
+            f"drop={as_shown(drop)}: normalised entropy lies between 0 and 1; pass a number in between"
+        )
+    if not is_number(ratio) or not 1 < ratio < np.inf:
+        raise ValueError(
+            f"ratio={as_shown(ratio)}: a massive row is longer than the others; pass a number above 1"
+        )
+    check_threshold(threshold)
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+        raise ValueError(f"resamples={as_shown(resamples)}: pass a whole number of at least 1")
+    if not is_number(level) or not 0 < level < 1:
+        raise ValueError(f"level={as_shown(level)}: pass a share between 0 and 1, for example 0.95")
 
 
 def _decide(

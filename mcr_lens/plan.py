@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mcr_lens._checks import as_shown
 from mcr_lens.hookpoints import (
     READS,
     Axis,
@@ -67,7 +68,7 @@ def make_plan(model: HookedModel, metrics: Any, *, position: int = 0) -> Plan:
     """
     if not isinstance(position, int) or isinstance(position, bool) or position < 0:
         raise ValueError(
-            f"position={position!r}: pass the index of the token to take for BOS, counted from 0 at "
+            f"position={as_shown(position)}: pass the index of the token to take for BOS, counted from 0 at "
             "the first real token"
         )
     chosen, skipped = select(metrics), {}

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcr_lens._checks import as_shown, encodable, first_line
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file.
@@ -23,15 +25,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # deep nesting, and numbers of thousands of digits
+        what = "nested too deep" if isinstance(error, RecursionError) else first_line(error)
+        raise ValueError(f"{path} is not TOML: {what}") from None
 
 
 class Table:
     """A table of the plan: reads its values, and says in one sentence what is wrong with them."""
 
     def __init__(self, where: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
-        self.where, self.given = where, given
+        self.where: str = where
+        self.given: Mapping[str, Any] = given
         for key in given:
             if key not in keys:
                 raise ValueError(
@@ -44,7 +48,7 @@ class Table:
 
     def wrong(self, key: str, advice: str) -> ValueError:
         """What is wrong with a value, and what to do."""
-        return ValueError(f"{self.where}: {key}={self.given.get(key)!r}: {advice}")
+        return ValueError(f"{self.where}: {key}={as_shown(self.given.get(key))}: {advice}")
 
     def text(self, key: str) -> str | None:
         """A text, or None."""
@@ -55,6 +59,8 @@ class Table:
             value = os.fspath(value)
         if not isinstance(value, str) or not value.strip():
             raise self.wrong(key, "pass a text")
+        if not encodable(value) or "\0" in value:
+            raise self.wrong(key, "it holds a lone surrogate or a NUL; pass a text that can be written")
         return value
 
     def needed(self, key: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from mcr_lens._checks import as_shown, encodable
 from mcr_lens.hookpoints import (
     READS,
     HookedModel,
@@ -63,7 +64,7 @@ def at_tokens(*tokens: int | str) -> AtTokens:
     wrong = [t for t in tokens if isinstance(t, bool) or not isinstance(t, int | str) or t in ("", -1)]
     if not tokens or wrong:
         raise ValueError(
-            f"at_tokens{tokens!r}: pass one or more token ids, or tokens as the tokenizer spells them"
+            f"at_tokens{as_shown(tokens)}: pass one or more token ids, or tokens as the tokenizer spells them"
         )
     return AtTokens(tuple(tokens))
 
@@ -98,7 +99,7 @@ def integers(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
     """
     numbers = tuple(given) if isinstance(given, Iterable) else (given,)
     if not numbers or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 0 for n in numbers):
-        raise ValueError(f"{what}={given!r}: pass one or more numbers counted from 0")
+        raise ValueError(f"{what}={as_shown(given)}: pass one or more numbers counted from 0")
     return tuple(sorted({int(n) for n in numbers}))
 
 
@@ -213,6 +214,8 @@ def _token_id(model: Any, token: int | str) -> int:
     if tokenizer is None:
         raise ValueError(f"{model_name(model)} has no tokenizer to look up {token!r}; pass its id")
     found = tokenizer.get_vocab().get(token)
+    if not encodable(token):
+        raise ValueError(f"{token!r} is not valid text (a lone surrogate); pass the id of a token")
     if found is None:
         spelt = tokenizer.convert_ids_to_tokens(tokenizer(token, add_special_tokens=False)["input_ids"])
         hint = f"it is written {spelt[0]!r}" if len(spelt) == 1 else f"it falls apart into {spelt[:6]}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.results import ResultSchemaError, require_single
 from mcr_lens.summaries import (
     colsum_rate,
@@ -101,11 +102,14 @@ def preset(ds: xr.Dataset, name: str) -> xr.Dataset:
 
     Source: the paper that the preset names, in `attrs["source"]`; what is a reconstruction is said in
     `attrs["note"]`.
+
+    >>> mcr.preset(ds, "gu2025").sink_rate_percent.mean("prompt").values.round(0).tolist()
+    [0.0, 100.0, 50.0, 75.0, 50.0, 0.0, 0.0, 0.0]
     """
     require_single(ds, empty=True)
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} does not exist; the presets are {', '.join(PRESETS)}")
-    chosen = PRESETS[name]
+    if str(name) not in PRESETS:
+        raise ValueError(f"preset {as_shown(name)} does not exist; the presets are {', '.join(PRESETS)}")
+    chosen = PRESETS[str(name)]
     needed = {key: _read(ds, read) for key, read in chosen.variables.items()}
     return xr.Dataset(
         needed, attrs={**ds.attrs, "preset": name, "source": chosen.source, "note": chosen.note}

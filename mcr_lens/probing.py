@@ -35,7 +35,7 @@ class Probe:
         self._model, self._names = model, names
         windows = [attention_window(model, layer) for layer in range(model.cfg.n_layers)]
         reach = min((w for w in windows if w), default=0) + 8
-        self.length = max(SHORTEST, reach if reach <= LONGEST else 0)
+        self.length: int = max(SHORTEST, reach if reach <= LONGEST else 0)
         self.length = min(self.length, context_length(model) or self.length)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtype: torch.dtype | None = None

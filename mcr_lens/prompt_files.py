@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mcr_lens._checks import as_shown, path_of
+
 FIELD = "text"
 """The field of a JSON Lines file that is read when none is named."""
 
@@ -20,7 +22,9 @@ def read_prompt_file(path: str | os.PathLike[str], field: str | None = None) -> 
 
     Source: this library.
     """
-    source = Path(path)
+    source = path_of(path)
+    if field is not None and not isinstance(field, str):
+        raise TypeError(f"field={as_shown(field)}: pass the name of a field, or None")
     text = read_utf8(source)
     # Only line ends divide prompts: str.splitlines would also cut at form feeds and the like.
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
@@ -50,20 +54,28 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
+def what_is_wrong(error: ValueError | RecursionError) -> str:
+    """What json says about a line, in a few words.
+
+    Source: this library.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+
+
 def _from_json(source: Path, number: int, line: str, field: str) -> str:
     try:
         record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{source}, line {number} is not JSON ({error.msg} at column {error.colno})"
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}, line {number} is not JSON ({what_is_wrong(error)})") from None
     if not isinstance(record, dict):
         raise ValueError(
             f"{source}, line {number} holds a {type(record).__name__}; every line must be an object such as "
             f'{{"{field}": "…"}}'
         )
     if field not in record:
-        there = ", ".join(map(str, record)) or "none"
+        there = ", ".join(str(name)[:40] for name in record) or "none"
         raise ValueError(
             f"{source}, line {number} has no field {field!r}; its fields are: {there} (see --field)"
         )

@@ -65,7 +65,7 @@ class DatasetPrompts:
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: no such dataset or column, or a row without text, when it is read.
+        ValueError: no name, no such dataset or column, or a row without text, when it is read.
 
     Source: this library.
     """
@@ -93,6 +93,8 @@ class DatasetPrompts:
                 yield text
 
     def _rows(self) -> Any:
+        if not self.name.strip():
+            raise ValueError("the name of a dataset is empty; pass a file, or what a dataset is called")
         datasets = _datasets()
         try:
             return datasets.load_dataset(

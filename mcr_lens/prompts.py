@@ -1,12 +1,13 @@
 """How do prompts become rows of tokens, and which rows run together?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mcr_lens._checks import as_shown
 from mcr_lens.hookpoints import HookedModel, context_length, model_name
 from mcr_lens.visibility import is_causal
 
@@ -53,8 +54,8 @@ def read_prompts(
         TypeError: something that is neither text nor token ids.
     """
     limit = None if whole else _limit(model, max_length)
-    if prepend_bos not in (True, False, "auto"):
-        raise ValueError(f"prepend_bos={prepend_bos!r}: {BOS_ADVICE}")
+    if not _is_bos(prepend_bos):
+        raise ValueError(f"prepend_bos={as_shown(prepend_bos)}: {BOS_ADVICE}")
     items = items_of(prompts)
     if not items:
         raise ValueError("no prompts were given; pass at least one string or row of token ids")
@@ -74,6 +75,10 @@ def read_prompts(
     return found
 
 
+def _is_bos(given: Any) -> bool:
+    return isinstance(given, bool) or (isinstance(given, str) and given == "auto")
+
+
 def make_batches(
     lengths: Sequence[int], model: HookedModel, batch_size: int | Literal["auto"]
 ) -> list[list[int]]:
@@ -88,7 +93,7 @@ def make_batches(
     if batch_size != "auto" and (
         not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
     ):
-        raise ValueError(f"batch_size={batch_size!r}: pass a positive integer or 'auto'")
+        raise ValueError(f"batch_size={as_shown(batch_size)}: pass a positive integer or 'auto'")
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batches:
@@ -152,6 +157,8 @@ def items_of(prompts: Any) -> list[Any]:
             raise ValueError(f"token ids have shape {tuple(prompts.shape)}; pass [pos] or [batch, pos]")
         return list(prompts if prompts.ndim == 2 else prompts[None])
     try:
+        if isinstance(prompts, bytes | bytearray | Mapping | Set):  # lists of something else
+            raise TypeError
         items = list(prompts)
     except TypeError:
         raise TypeError(f"prompts must be strings or token ids, got {type(prompts).__name__}") from None
@@ -161,20 +168,23 @@ def items_of(prompts: Any) -> list[Any]:
 
 
 def prompt_from_text(
-    model: Any, text: str, number: int, prepend_bos: bool | str, limit: int | None
+    model: Any, text: str, number: int | str, prepend_bos: bool | str, limit: int | None
 ) -> Prompt:
-    """A text as a row of token ids, with BOS as asked for, cut to the limit."""
-    tokenizer = getattr(model, "tokenizer", None)
+    """A text as a row of token ids, with BOS as asked for, cut to the limit; `number` calls it in errors."""
+    called = number if isinstance(number, str) else f"prompt {number}"
+    tokenizer: Any = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
             f"{model_name(model)} has no tokenizer, so it cannot read text; pass token ids instead"
         )
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; pass one that AutoTokenizer returns")
     if not text:
-        raise ValueError(f"prompt {number} is empty; leave it out")
+        raise ValueError(f"{called} is empty; leave it out")
     try:
         ids = list(tokenizer(text, verbose=False)["input_ids"])
     except (UnicodeEncodeError, TypeError):  # what tokenizers raise depends on their version
-        raise ValueError(f"prompt {number} is not valid text (a lone surrogate); clean it") from None
+        raise ValueError(f"{called} is not valid text (a lone surrogate); clean it") from None
     bos = own_bos(tokenizer)
     if prepend_bos is True and bos is None:
         bos = tokenizer.bos_token_id
@@ -191,19 +201,21 @@ def prompt_from_text(
         if not prepended and ids[:2] == [bos, bos]:
             ids = ids[1:]  # the text itself began with BOS, and the tokenizer added another
     if not ids:
-        raise ValueError(f"prompt {number}, {text[:40]!r}, has no tokens; leave it out")
+        raise ValueError(f"{called}, {text[:40]!r}, has no tokens; leave it out")
     cut = limit is not None and len(ids) > limit
     return Prompt(torch.tensor(ids[:limit]), text, prepended, cut)
 
 
 def _from_ids(item: Any, number: int, limit: int | None, *, cut: bool) -> Prompt:
+    if isinstance(item, bytes | bytearray | Mapping | Set):  # which would pass for a list of ids
+        raise TypeError(f"prompt {number} is neither text nor token ids, but {type(item).__name__}")
     try:
         ids = item.detach().cpu() if isinstance(item, Tensor) else torch.tensor(list(item))
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"prompt {number} is neither text nor token ids, but {type(item).__name__}") from None
     if ids.ndim != 1 or len(ids) == 0:
         raise ValueError(f"prompt {number} has shape {tuple(ids.shape)}; pass one row of token ids")
-    if ids.is_floating_point() or ids.dtype == torch.bool:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"prompt {number} holds {ids.dtype}; token ids are integers")
     if limit is not None and len(ids) > limit and not cut:
         raise ValueError(
@@ -228,7 +240,7 @@ def _limit(model: HookedModel, max_length: int | None) -> int | None:
     if max_length is None:
         return context
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
-        raise ValueError(f"max_length={max_length!r}: pass a positive number of tokens, or None")
+        raise ValueError(f"max_length={as_shown(max_length)}: pass a positive number of tokens, or None")
     if context is not None and max_length > context:
         raise ValueError(
             f"max_length={max_length} is more than the {context} tokens the model takes; pass at most that"

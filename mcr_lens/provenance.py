@@ -1,6 +1,7 @@
 """What made these numbers: which model, in which state, with which versions?"""
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -13,6 +14,10 @@ from mcr_lens.prompts import own_bos
 
 LOADED: "WeakKeyDictionary[Any, dict[str, str]]" = WeakKeyDictionary()
 """What `load_model` did, by model."""
+
+
+EPOCH = "SOURCE_DATE_EPOCH"
+"""This environment variable says when a result is to have been made (reproducible-builds.org)."""
 
 
 class ProcessedWeightsWarning(UserWarning):
@@ -56,12 +61,29 @@ def describe(model: HookedModel, *, position: int = 0, interventions: Sequence[A
         "bos_token": str(token) if token is not None else "none: the tokenizer has no BOS of its own",
         "position": position,
         "interventions": json.dumps([i.describe() for i in interventions]),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": _now().isoformat(timespec="seconds"),
     }
     about.update(LOADED.get(model, {}))
     for package in ("mcr-lens", "torch", "transformer-lens", "transformers", "xarray"):
         about[f"version_{package.replace('-', '_')}"] = _version(package)
     return about
+
+
+def _now() -> datetime:
+    """The time, or the one in SOURCE_DATE_EPOCH, so that a result can be made again byte by byte.
+
+    Raises:
+        ValueError: SOURCE_DATE_EPOCH is no number of seconds.
+    """
+    given = os.environ.get(EPOCH)
+    if not given:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(given), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(
+            f"{EPOCH}={given!r} in the environment: set it to seconds since 1970, or leave it out"
+        ) from None
 
 
 def _dtype(model: Any) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mcr_lens._checks import as_shown, check_seed
+
 FEW = 10
 """Below so many prompts the mean may lie outside of what was seen, so bounds are not held to that range."""
 
@@ -82,8 +84,9 @@ def bootstrap(
         resamples that they could hold a whole tail, (1 − level)/2; `undefined` says in how many.
 
     Raises:
+        TypeError: a function that is none.
         ValueError: no arrays, no prompts, differing numbers of prompts, a level outside 0..1, fewer than
-            100 resamples, or a function that does not return a number.
+            100 resamples, a seed that is not a number from 0, or a function that does not return a number.
 
     Source: Efron 1987 (BCa); Hesterberg 2015, arXiv 1411.5279, section 4 (wider percentiles); putting both
     together: this library.
@@ -92,6 +95,9 @@ def bootstrap(
     1.5 [0.8, 2.8]
     """
     check_level(level, resamples)
+    check_seed(seed)
+    if not callable(function):
+        raise TypeError(f"function is a {type(function).__name__}; pass one that takes the arrays")
     given = _same_length(arrays)
     n = len(given[0])
     # Prompts in an order of their own, so that the order they came in changes nothing.
@@ -152,9 +158,13 @@ def check_level(level: float, resamples: int) -> None:
         ValueError: a level outside 0..1, or fewer than 100 resamples.
     """
     if not isinstance(level, float | np.floating) or not 0 < level < 1:
-        raise ValueError(f"level={level!r}: the coverage of an interval lies between 0 and 1, such as 0.95")
+        raise ValueError(
+            f"level={as_shown(level)}: the coverage of an interval lies between 0 and 1, such as 0.95"
+        )
     if isinstance(resamples, bool) or not isinstance(resamples, int | np.integer) or resamples < 100:
-        raise ValueError(f"resamples={resamples!r}: pass a whole number of at least 100, such as 2000")
+        raise ValueError(
+            f"resamples={as_shown(resamples)}: pass a whole number of at least 100, such as 2000"
+        )
 
 
 def _mean_bounds(
@@ -254,7 +264,10 @@ def _student_inside(angle: float, degrees: int) -> float:
 
 
 def _same_length(arrays: tuple[Any, ...]) -> list[np.ndarray]:
-    given = [np.asarray(a) for a in arrays]
+    try:
+        given = [np.asarray(a) for a in arrays]
+    except (TypeError, ValueError, RuntimeError):  # Datasets, rows of other lengths, tensors elsewhere
+        given = []
     if not given or any(a.ndim == 0 for a in given):
         raise ValueError("bootstrap needs arrays whose first axis is the prompts; pass one or more of them")
     lengths = {len(a) for a in given}

@@ -7,14 +7,16 @@ and writes depth l + 1. Every variable carries units and source, the attributes 
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, first_line, path_of
 from mcr_lens._files import replacing
+from mcr_lens._netcdf import netcdf_bytes, read_netcdf
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,12 +102,38 @@ def validate(ds: xr.Dataset) -> xr.Dataset:
             f"this Dataset is a {ds.attrs['kind']}, which has no `prompt` axis; pass what mcr_lens.measure "
             "returns"
         )
+    if "schema" in ds.attrs and "prompt" in ds.dims:
+        _whole(ds)
     if "schema" not in ds.attrs or "prompt" not in ds.dims:
         raise ResultSchemaError(
             "this Dataset does not come from mcr_lens (no `schema` attribute or no `prompt` axis); pass "
             "what mcr_lens.measure or mcr_lens.load returns"
         )
     return _readable(ds)
+
+
+GROUPS = ("spectral", "norms", "attention", "sinks", "theory", "loss")
+"""Groups of the library's own variables, whose axes are known."""
+
+AXES = ("prompt", "depth", "layer", "head", "top", "rank", "condition", "step", "seed", "draw")
+
+
+def _whole(ds: xr.Dataset) -> None:
+    """Refuse in words a result that has lost what every result has, or whose axes are called otherwise."""
+    lost = [name for name in ("n_tokens", "prompt_hash", "text") if name not in ds.variables]
+    lost += [name for name in ("n_layers", "n_heads", "d_model", "model") if name not in ds.attrs]
+    if lost and "created" in ds.attrs:  # it was measured, and had them once
+        raise ResultSchemaError(
+            f"the result has lost {lost[0]!r}, which every result of mcr_lens has; keep its coordinates and "
+            "attributes, or load it anew"
+        )
+    for name, array in ds.data_vars.items():
+        if array.attrs.get("group") in GROUPS:
+            odd = [axis for axis in array.dims if axis not in AXES]
+            if odd:
+                raise ResultSchemaError(
+                    f"{str(name)!r} has an axis {str(odd[0])!r} that no result has; rename it back"
+                )
 
 
 def _own(ds: xr.Dataset) -> xr.Dataset:
@@ -116,7 +144,12 @@ def _own(ds: xr.Dataset) -> xr.Dataset:
 
 def _readable(ds: xr.Dataset) -> xr.Dataset:
     schema = ds.attrs["schema"]
-    if int(schema) > SCHEMA:
+    if isinstance(schema, bool) or not isinstance(schema, int | np.integer) or schema < 0:
+        raise ResultSchemaError(
+            f"the attribute schema is {as_shown(schema)} and no whole number; this is no result of "
+            "mcr_lens, or its attributes were changed"
+        )
+    if schema > SCHEMA:
         raise ResultSchemaError(
             f"this result has schema {schema} and this mcr_lens reads up to {SCHEMA}; upgrade mcr-lens"
         )
@@ -130,10 +163,32 @@ def require(ds: xr.Dataset, *names: str) -> None:
         ResultSchemaError: not a result, or a variable that was not measured.
     """
     validate(ds)
-    missing = [name for name in names if name not in ds]
+    missing = [name for name in names if not isinstance(name, Hashable) or name not in ds]
     if missing:
         raise ResultSchemaError(
-            f"the result has no {', '.join(missing)}; measure again with metrics that include {missing[0]!r}"
+            f"the result has no {', '.join(map(_called, missing))}; measure again with metrics that include "
+            f"{as_shown(missing[0])}"
+        )
+
+
+def _called(name: Any) -> str:
+    return name if isinstance(name, str) else as_shown(name)
+
+
+def require_axes(ds: xr.Dataset, *axes: str, of: str) -> None:
+    """Refuse in words a variable that has lost an axis, or has it under another name.
+
+    Raises:
+        ResultSchemaError: which axis, and which the variable has.
+
+    Source: this library.
+    """
+    missing = [axis for axis in axes if axis not in ds[of].dims]
+    if missing:
+        held = ", ".join(map(str, ds[of].dims)) or "none"
+        raise ResultSchemaError(
+            f"{of!r} has no axis {missing[0]!r}, its axes are {held}; pass the result as mcr_lens.measure "
+            "returns it, and select or rename afterwards"
         )
 
 
@@ -193,15 +248,22 @@ def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a result or readout as netCDF, all of it or nothing: a temporary file takes the place at the end.
 
     Raises:
-        ResultSchemaError: not a result.
-        OSError: the folder does not exist or cannot be written.
+        ResultSchemaError: not a result, or one that holds what netCDF cannot.
+        TypeError: not a path.
+        OSError: the folder does not exist or cannot be written, or the path is a folder.
     """
     _own(ds)
-    target = Path(path)
+    target = path_of(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
     with replacing(target) as part:
-        bare(ds).to_netcdf(part, engine="h5netcdf")
+        try:
+            part.write_bytes(netcdf_bytes(bare(ds)))
+        except (TypeError, ValueError) as error:  # what is in it, not where it goes
+            raise ResultSchemaError(
+                f"the result holds what netCDF cannot ({first_line(error)}); take it out, or turn it into "
+                "numbers or text"
+            ) from None
     return target
 
 
@@ -210,16 +272,22 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
 
     Raises:
         FileNotFoundError: no such file.
-        ResultSchemaError: a file of another kind.
+        TypeError: not a path.
+        ResultSchemaError: a file of another kind, or a damaged one.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     mcr.load(mcr.save(ds, f"{folder}/result.nc")).identical(ds)
+    True
     """
-    source = Path(path)
+    source = path_of(path)
     if not source.is_file():
         raise FileNotFoundError(f"{source} is not a file")
     try:
-        ds = bare(xr.load_dataset(source, engine="h5netcdf"))
-    except (OSError, ValueError, KeyError) as error:
+        ds = bare(read_netcdf(source))
+    except Exception as error:  # in a damaged file, HDF5 and xarray trip over anything
         raise ResultSchemaError(
-            f"{source} cannot be read as netCDF ({error}); it is damaged or of another kind"
+            f"{source} cannot be read as netCDF ({first_line(error)}); it is damaged or of another kind"
         ) from None
     return _own(ds)
 
@@ -245,6 +313,9 @@ def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:
         ResultSchemaError: nothing to merge, several conditions, other variables, or another model, state or
             intervention.
         ValueError: a prompt that is in two results, unless `repeated`.
+
+    >>> mcr.merge(ds.isel(prompt=[0]), ds.isel(prompt=[1, 2])).sizes["prompt"]
+    3
     """
     if not results:
         raise ResultSchemaError("merge needs at least one result")
@@ -267,6 +338,7 @@ def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:
                 f"results do not hold the same variables ({', '.join(odd[:3])}); select the common ones "
                 "first, for example ds[['bos_norm']]"
             )
+        require(ds, "prompt_hash")
         hashes = {h for h in ds.prompt_hash.values.tolist() if h}
         if seen & hashes and not repeated:
             where = ds.prompt_hash.values.tolist().index(sorted(seen & hashes)[0])
@@ -297,6 +369,9 @@ def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":
 
     Raises:
         ResultSchemaError: not a result, or a variable it does not hold.
+
+    >>> mcr.tidy(ds, "bos_norm").columns.tolist()
+    ['variable', 'prompt', 'depth', 'value', 'units']
     """
     import pandas as pd
 

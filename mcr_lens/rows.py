@@ -109,8 +109,13 @@ def spans_of(attention_mask: Tensor, tokens: Tensor | None = None) -> list[Span]
     """Where the real tokens of each row stand, from a mask with 1 for real and 0 for padding.
 
     Raises:
-        ValueError: not [batch, pos], not the shape of the tokens, a row without real tokens, or a gap.
+        TypeError: not a tensor.
+        ValueError: not [batch, pos], not the shape of the tokens, other numbers than 0 and 1, a row without
+            real tokens, or a gap.
     """
+    for name, given in (("attention_mask", attention_mask), ("tokens", tokens)):
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(f"{name} came as {type(given).__name__}; pass a tensor [batch, pos]")
     if attention_mask.ndim != 2 or (tokens is not None and attention_mask.shape != tokens.shape):
         shape = "" if tokens is None else f" for tokens of shape {tuple(tokens.shape)}"
         raise ValueError(
@@ -118,6 +123,10 @@ def spans_of(attention_mask: Tensor, tokens: Tensor | None = None) -> list[Span]
             "for every real token"
         )
     real = attention_mask.detach().cpu() != 0
+    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError(
+            "attention_mask holds other numbers than 0 and 1; pass 1 for every real token and 0 for padding"
+        )
     starts, lengths = real.int().argmax(1).tolist(), real.sum(1).tolist()
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         if length == 0 or not bool(real[row, start : start + length].all()):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.results import SAME, SCHEMA, ResultSchemaError, bare, validate
 
 MOMENTS = ("count", "mean", "m2", "min", "max")
@@ -39,6 +40,9 @@ def moments(ds: xr.Dataset) -> xr.Dataset:
         ResultSchemaError: not a result, or nothing in it has a mean.
 
     Source: this library; M2 as in Chan, Golub & LeVeque 1979.
+
+    >>> mcr.moments(ds).bos_norm.dims
+    ('moment', 'depth')
     """
     validate(ds)
     own = {str(name): v for name, v in ds.data_vars.items() if "prompt" in v.dims}
@@ -98,6 +102,11 @@ def merge_moments(*parts: xr.Dataset) -> xr.Dataset:
             intervention.
 
     Source: Chan, Golub & LeVeque 1979.
+
+    >>> halves = [mcr.moments(ds.isel(prompt=part)) for part in (slice(2), slice(2, None))]
+    >>> both = mcr.merge_moments(*halves)
+    >>> int(mcr.read_moments(both, "count").bos_norm.min())
+    4
     """
     return merge_stream(parts)
 
@@ -175,10 +184,14 @@ def read_moments(ds: xr.Dataset, statistic: Statistic = "mean") -> xr.Dataset:
         ValueError: another statistic.
 
     Source: standard.
+
+    >>> mean = mcr.read_moments(mcr.moments(ds), "mean").bos_norm
+    >>> bool(abs(mean - ds.bos_norm.mean("prompt")).max() < 1e-4)
+    True
     """
     check_moments(ds)
     if statistic not in STATISTICS:
-        raise ValueError(f"statistic={statistic!r}: pass one of {', '.join(STATISTICS)}")
+        raise ValueError(f"statistic={as_shown(statistic)}: pass one of {', '.join(STATISTICS)}")
     read = {str(name): _read(array, statistic) for name, array in ds.data_vars.items()}
     return xr.Dataset(read, attrs={**ds.attrs, "statistic": statistic})
 

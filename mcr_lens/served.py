@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcr_lens._checks import as_shown
 from mcr_lens.hookpoints import READS, HookedModel
 from mcr_lens.provenance import LOADED
 from mcr_lens.served_attention import implementation, reading
@@ -81,13 +82,24 @@ class ServedModel:
     `hook_dict` names what can be read, `lacks` says what cannot and why, `original_model` is the model.
 
     Raises:
-        TypeError: not a Hugging Face model.
+        TypeError: not a Hugging Face model, or a tokenizer that is none.
         CannotServeError: its attention cannot be seen, or is not what is known of attention.
 
     Source: this library.
+
+    >>> served = mcr.serve("demo", dtype="float32", verbose=False)
+    >>> isinstance(served, mcr.ServedModel), sorted(served.lacks)
+    (True, [])
     """
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
+        if isinstance(model, HookedModel):
+            raise TypeError(
+                f"{type(model).__name__} can be measured as it is, and is not served; pass it to measure, or "
+                "pass mcr_lens.serve the Hugging Face model that it was made of"
+            )
+        if tokenizer is not None and not hasattr(tokenizer, "convert_ids_to_tokens"):
+            raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; pass one that AutoTokenizer returns")
         if not is_plain(model):
             raise TypeError(
                 f"expected a Hugging Face model in memory, got {type(model).__name__}; pass what "
@@ -108,7 +120,9 @@ class ServedModel:
         self._points = {name: ServedPoint(name) for name in names}
         found = self._parts.blocks
         usable = all(block.weight for block in found)
-        self.blocks = [BlockWeights(AttentionWeights(b, self.cfg.n_heads, usable)) for b in found]
+        self.blocks: list[BlockWeights] = [
+            BlockWeights(AttentionWeights(b, self.cfg.n_heads, usable)) for b in found
+        ]
         LOADED[self] = {
             "model": f"{self.cfg.model_name} (in memory)",
             "revision": str(getattr(self.original_model.config, "_commit_hash", None) or "unknown"),
@@ -157,7 +171,7 @@ class ServedModel:
             ValueError: another return type, or texts without a tokenizer.
         """
         if return_type not in ("logits", "loss", "both", None):
-            raise ValueError(f"return_type={return_type!r}: pass 'logits', 'loss', 'both' or None")
+            raise ValueError(f"return_type={as_shown(return_type)}: pass 'logits', 'loss', 'both' or None")
         ids, mask = self._ids(tokens)
         mask = attention_mask if attention_mask is not None else mask
         if mask is not None:

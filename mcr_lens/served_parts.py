@@ -241,6 +241,12 @@ def _find_blocks(model: Any, called: Sequence[_Call]) -> dict[nn.Module, _Call]:
 
 def _check_attention(name: str, calls: Sequence[_Call], limits: Limits) -> bool:
     """Whether queries see earlier keys only, after every layer's attention was done again by the book."""
+    broken = [i for i, call in enumerate(calls) if not _finite(call)]
+    if broken:
+        raise CannotServeError(
+            f"{name} computes NaN or infinity: it is in the attention of layer {broken[0]} already, for "
+            "plain tokens; look at the weights up to there, or load the model in float32 or bfloat16"
+        )
     for causal in (True, False):
         wrong = [layer for layer, call in enumerate(calls) if not _known(call, causal, *limits(layer))]
         if not wrong:
@@ -251,6 +257,11 @@ def _check_attention(name: str, calls: Sequence[_Call], limits: Limits) -> bool:
         "scores such as ALiBi, an odd mask, a cap): softmax(scores) times values is not what it returns; "
         f"{ELSEWHERE}"
     )
+
+
+def _finite(call: _Call) -> bool:
+    numbers = (call.output, call.value)
+    return all(bool(x.isfinite().all()) for x in numbers if torch.is_tensor(x) and not x.is_meta)
 
 
 def _known(call: _Call, causal: bool, window: int | None, chunk: int | None) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from mcr_lens.models import ModelLoadError, model_source
+from mcr_lens._checks import as_shown
+from mcr_lens.models import ModelLoadError, _explain, check_weights, model_source, not_fetched
 from mcr_lens.provenance import LOADED
 from mcr_lens.served import ServedModel, is_plain
 
@@ -54,13 +55,22 @@ def serve(
             raise ValueError(
                 f"{next(iter(given))}= has no effect on a model in memory; pass it to from_pretrained instead"
             )
+        if is_plain(model):
+            check_weights(getattr(model, "_orig_mod", model))
         return ServedModel(model, tokenizer)
     if device is not None and options.get("device_map") is not None:
         raise ValueError("pass device or device_map, not both")
+    if attention is not None and not isinstance(attention, str):
+        raise TypeError(
+            f"attention={as_shown(attention)}: pass the name of an implementation, "
+            "such as 'sdpa'"
+        )
     loaded, tokenizer = _load(str(model), tokenizer, dtype, device, attention, options)
     served = ServedModel(loaded, tokenizer)
     revision = options.get("revision") or getattr(loaded.config, "_commit_hash", None)
     LOADED[served] = {"model": str(model), "revision": str(revision or "unknown")}
+    if options.get("trust_remote_code"):
+        LOADED[served]["trust_remote_code"] = "yes: code that came with the model was run"
     if verbose:
         print(f"{model}: {served!r}, as it is served", file=sys.stderr)
     return served
@@ -71,7 +81,8 @@ def _load(name: str, tokenizer: Any, dtype: Any, device: Any, attention: Any, op
 
     source = model_source(name)
     shared = {key: options[key] for key in ("revision", "trust_remote_code", "token") if key in options}
-    chosen = {"dtype": _dtype(dtype), **options}
+    shared.setdefault("trust_remote_code", False)  # or transformers asks whoever sits at the terminal
+    chosen = {"dtype": _dtype(dtype), **options, "trust_remote_code": shared["trust_remote_code"]}
     if attention is not None:
         chosen["attn_implementation"] = attention
     try:
@@ -80,12 +91,15 @@ def _load(name: str, tokenizer: Any, dtype: Any, device: Any, attention: Any, op
         model = kind.from_pretrained(source, **chosen).eval()
         if tokenizer is None:
             tokenizer = hf.AutoTokenizer.from_pretrained(source, **shared)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        split = options.get("device_map") is not None or options.get("quantization_config") is not None
+        if not split:
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, TypeError) as error:
+        # torch asserts that it was built for the device; what from_pretrained does not take is a TypeError.
+        if not_fetched(error):
+            raise ModelLoadError(_explain(name, Path(source), error)) from error
         why = " ".join(str(error).split())
         raise ModelLoadError(f"{name!r} could not be loaded: {why[:300]}") from error
-    split = options.get("device_map") is not None or options.get("quantization_config") is not None
-    if not split:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_plain(model):
         raise ModelLoadError(f"{name!r} is no Hugging Face model; pass a hub name or a folder of one")
     return model, tokenizer

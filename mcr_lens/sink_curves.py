@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, check_threshold
 from mcr_lens.results import require_single
 from mcr_lens.summaries import _labelled
 
@@ -38,10 +39,16 @@ def sink_curve(
         ValueError: another variable, no thresholds, or one outside 0..1.
 
     Source: this library, after arXiv 2510.06477 and arXiv 2604.11791, eq. 17.
+
+    >>> mcr.sink_curve(ds, [0.0, 0.3]).mean(["prompt", "layer"]).values.round(2).tolist()
+    [1.0, 0.34]
     """
     _check_score(variable)
     require_single(ds, variable)
-    taus = np.linspace(0, 1, 101) if thresholds is None else np.asarray(thresholds, dtype=float)
+    try:
+        taus = np.linspace(0, 1, 101) if thresholds is None else np.asarray(thresholds, dtype=float)
+    except (TypeError, ValueError):
+        taus = np.empty(0)  # no numbers at all
     if taus.ndim != 1 or not taus.size or not ((taus >= 0) & (taus <= 1)).all():
         raise ValueError("thresholds must be one or more numbers in a row, each between 0 and 1")
     scores = ds[variable].transpose("prompt", "layer", "head")
@@ -74,6 +81,9 @@ def sink_area(ds: xr.Dataset, *, variable: str = "sink_score", above_uniform: bo
         ValueError: another variable, or `above_uniform` of a score whose baseline is not known.
 
     Source: this library.
+
+    >>> int(mcr.sink_area(ds).mean("prompt").argmax("layer"))
+    1
     """
     _check_score(variable)
     require_single(ds, variable)
@@ -82,7 +92,7 @@ def sink_area(ds: xr.Dataset, *, variable: str = "sink_score", above_uniform: bo
         return _labelled(area, "sink_area", "Area under the sink curve", "1", "this library")
     if variable != "sink_score":
         raise ValueError(
-            f"above_uniform=True with variable={variable!r}: what a uniform head scores is known for "
+            f"above_uniform=True with variable={as_shown(variable)}: what a uniform head scores is known for "
             "'sink_score' only"
         )
     return _labelled(
@@ -104,6 +114,9 @@ def uniform_sink_score(ds: xr.Dataset) -> xr.DataArray:
         ResultSchemaError: not a result with prompts, several conditions, or `sink_queries` was not measured.
 
     Source: this library, after arXiv 2510.06477; sink score as arXiv 2604.11791, eq. 16.
+
+    >>> bool((mcr.uniform_sink_score(ds) < 0.1).all())
+    True
     """
     require_single(ds, "sink_queries")
     seen = ds.sink_queries.transpose("prompt", "layer")
@@ -132,9 +145,11 @@ def uniform_sink_rate(ds: xr.Dataset, threshold: float = 0.3, *, strict: bool = 
         ValueError: a threshold outside 0..1.
 
     Source: this library.
+
+    >>> float(mcr.uniform_sink_rate(ds).max())  # prompts are long enough for a threshold of 0.3
+    0.0
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
+    check_threshold(threshold)
     score = uniform_sink_score(ds)
     above = score > threshold if strict else score >= threshold
     return _labelled(
@@ -145,4 +160,4 @@ def uniform_sink_rate(ds: xr.Dataset, threshold: float = 0.3, *, strict: bool = 
 
 def _check_score(variable: str) -> None:
     if variable not in SCORES:
-        raise ValueError(f"variable={variable!r}: pass one of {', '.join(map(repr, SCORES))}")
+        raise ValueError(f"variable={as_shown(variable)}: pass one of {', '.join(map(repr, SCORES))}")

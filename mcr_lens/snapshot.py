@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcr_lens.batches import forward_arguments, in_batches
+from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, check_pattern, hook_names, model_name
 from mcr_lens.metrics.norms import token_norms
 from mcr_lens.observer import NonFiniteActivationError
@@ -49,11 +49,14 @@ class Reader:
         self._norms, self._patterns = {}, {}
         hooks = [(name, partial(self._keep_norms, depth=depth)) for depth, name in self._streams.items()]
         hooks += [(name, partial(self._keep_patterns, layer=layer)) for layer, name in self._layers.items()]
-        (batch,) = in_batches(self._model, [row], 1, progress=False)
         arguments = forward_arguments(self._model, needs_logits=False)
-        # Readers behind the edits, so that what is shown is what the rest of the model sees.
-        with torch.no_grad(), self._model.hooks(fwd_hooks=[*edits, *hooks]):
-            self._model(batch.tokens, **arguments)
+
+        def run(batch: Batch) -> None:
+            # Readers behind the edits, so that what is shown is what the rest of the model sees.
+            with torch.no_grad(), self._model.hooks(fwd_hooks=[*edits, *hooks]):
+                self._model(batch.tokens, **arguments)
+
+        ((_, _),) = in_batches(self._model, [row], 1, run, progress=False)
         silent = [name for depth, name in self._streams.items() if depth not in self._norms]
         silent += [self._layers[layer] for layer, head in self._heads if (layer, head) not in self._patterns]
         if silent:

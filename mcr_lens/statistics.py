@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import check_seed
 from mcr_lens.resampling import Interval, bootstrap, check_level, mean_interval
 from mcr_lens.results import require_single
 from mcr_lens.summaries import normalized_entropy, sink_rate
@@ -55,6 +56,7 @@ def confidence_interval(
     array([0.61, 0.5 ])
     """
     check_level(level, resamples)
+    check_seed(seed)
     numbers = _numbers(values, "values")
     table = numbers.values.reshape(numbers.sizes["prompt"], -1)
     columns = mean_interval(table, level=level, resamples=resamples, seed=seed)
@@ -149,8 +151,8 @@ def change_correlation(
 
     Returns:
         Variables `correlation`, `low`, `high`, `n_changes` (pairs of changes), `n_prompts` (those with
-        finite numbers in both series) and `reason`: why the correlation or its
-            interval is NaN, "" where nothing is.
+        finite numbers in both series) and `reason`: why the correlation or its interval is NaN, "" where
+        nothing is.
 
     Raises:
         ResultSchemaError: not a result with prompts, several conditions, or `bos_norm`, `matrix_entropy`,

@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import refuse_conditions, require, require_single
+from mcr_lens._checks import as_shown, check_threshold, is_number
+from mcr_lens.results import refuse_conditions, require, require_axes, require_single
 
 
 class ShortPromptWarning(UserWarning):
@@ -40,9 +41,13 @@ def sink_rate(
         ValueError: a threshold outside 0..1.
 
     Source: arXiv 2604.11791, eq. 17; arXiv 2510.06477.
+
+    >>> mcr.sink_rate(ds).mean("prompt").values.round(2).tolist()
+    [0.0, 1.0, 0.5, 0.75, 0.5, 0.0, 0.0, 0.0]
     """
     require(ds, variable)
-    _check_threshold(threshold)
+    require_axes(ds, "layer", "head", of=variable)
+    check_threshold(threshold)
     if variable == "sink_score":
         _warn_short(ds, threshold)
     scores = ds[variable].mean("prompt", keep_attrs=True) if average_first else ds[variable]
@@ -67,12 +72,16 @@ def colsum_rate(
         ValueError: an unknown statistic, or a threshold outside 0..1.
 
     Source: arXiv 2510.06477 (reconstruction).
+
+    >>> mcr.colsum_rate(ds).mean("prompt").values.round(2).tolist()
+    [0.0, 1.0, 0.5, 0.75, 0.5, 0.0, 0.0, 0.0]
     """
     variables = {"max_colsum": "strongest_sink_score", "concentration": "colsum_concentration"}
     if stat not in variables:
-        raise ValueError(f"stat={stat!r}: pass 'max_colsum' or 'concentration'")
+        raise ValueError(f"stat={as_shown(stat)}: pass 'max_colsum' or 'concentration'")
     require(ds, variables[stat])
-    _check_threshold(threshold)
+    require_axes(ds, "layer", "head", of=variables[stat])
+    check_threshold(threshold)
     rate = _share(ds[variables[stat]], threshold, strict=strict)
     return _labelled(rate, "colsum_rate", "Column-sum rate", "1", "reconstruction")
 
@@ -97,13 +106,17 @@ def normalized_entropy(
         ValueError: an unknown normalisation.
 
     Source: arXiv 2510.06477, Fig. 1 (reconstruction: normaliser); arXiv 2502.02013.
+
+    >>> mcr.normalized_entropy(ds).mean("prompt").values.round(1).tolist()
+    [0.8, 0.0, 0.3, 0.4, 0.5, 0.7, 0.8, 0.7, 0.6]
     """
-    require(ds, variable)
+    require(ds, variable, "n_tokens")
+    require_axes(ds, "depth", of=variable)
     tokens = ds.n_tokens - (1 if variable.endswith("without_bos") else 0)
     width = ds.attrs["d_model"]
     sizes = {"rank": np.minimum(tokens, width), "tokens": tokens, "width": xr.full_like(tokens, width)}
     if by not in sizes:
-        raise ValueError(f"by={by!r}: pass 'rank' (ln min(T, d)), 'tokens' (ln T) or 'width' (ln d)")
+        raise ValueError(f"by={as_shown(by)}: pass 'rank' (ln min(T, d)), 'tokens' (ln T) or 'width' (ln d)")
     size = sizes[by].drop_vars([c for c in tokens.coords if c != "prompt"])
     entropy = ds[variable] / np.log(size.where(size > 1))
     entropy = entropy.where(size > 1, ds[variable] * 0)
@@ -121,10 +134,16 @@ def sink_identity(ds: xr.Dataset, *, min_mass: float = 0.05) -> xr.DataArray:
 
     Raises:
         ResultSchemaError: not a result, or the index was not measured.
+        ValueError: a support outside 0..1.
 
     Source: arXiv 2510.06477 (reconstruction: formula and threshold).
+
+    >>> mcr.sink_identity(ds).dims
+    ('prompt', 'layer', 'head')
     """
     require(ds, "sink_identity_index", "sink_identity_mass")
+    if not is_number(min_mass) or not 0 <= min_mass <= 1:
+        raise ValueError(f"min_mass={as_shown(min_mass)}: the support S + I lies between 0 and 1")
     return ds.sink_identity_index.where(ds.sink_identity_mass >= min_mass)
 
 
@@ -135,8 +154,12 @@ def layer_sink_identity(ds: xr.Dataset) -> xr.DataArray:
         ResultSchemaError: not a result, or the index was not measured.
 
     Source: arXiv 2510.06477 (reconstruction).
+
+    >>> bool(mcr.layer_sink_identity(ds).sel(layer=1).min() > 0.9)  # all heads of that layer sink
+    True
     """
     require(ds, "sink_identity_index", "sink_identity_mass")
+    require_axes(ds, "layer", "head", of="sink_identity_index")
     sink = (ds.sink_identity_index * ds.sink_identity_mass).sum("head")
     mass = ds.sink_identity_mass.sum("head")
     return _labelled(sink / mass.where(mass > 0), "layer_sink_identity",
@@ -152,11 +175,22 @@ def massive_layer(ds: xr.Dataset) -> int:
 
     Raises:
         ResultSchemaError: not a result, several conditions, no prompts, or the ratio was not measured.
+        ValueError: the ratio is NaN everywhere.
 
     Source: arXiv 2510.06477 (emergence layer).
+
+    >>> mcr.massive_layer(ds)
+    0
     """
     require_single(ds, "massive_activation_ratio")
-    return int(ds.massive_activation_ratio.mean("prompt").diff("depth").argmax("depth"))
+    require_axes(ds, "depth", of="massive_activation_ratio")
+    rise = ds.massive_activation_ratio.mean("prompt").diff("depth")
+    if not rise.size or bool(rise.isnull().all()):
+        raise ValueError(
+            "massive_activation_ratio is a number at no two depths in a row, so there is no rise to see; "
+            "measure prompts of two tokens or more"
+        )
+    return int(rise.argmax("depth"))
 
 
 def mlp_write_share(ds: xr.Dataset) -> xr.DataArray:
@@ -166,6 +200,9 @@ def mlp_write_share(ds: xr.Dataset) -> xr.DataArray:
         ResultSchemaError: not a result, or the writes were not measured.
 
     Source: this library, after arXiv 2510.06477.
+
+    >>> bool(mcr.mlp_write_share(ds).sel(layer=0).min() > 0.9)  # the MLP of block 0 writes at BOS
+    True
     """
     require(ds, "mlp_bos_norm", "attn_bos_norm")
     share = ds.mlp_bos_norm / (ds.mlp_bos_norm + ds.attn_bos_norm)
@@ -181,10 +218,17 @@ def massive_activations(ds: xr.Dataset, *, absolute: float = 100.0, ratio: float
 
     Raises:
         ResultSchemaError: not a result, or the activations were not measured.
+        ValueError: a cut-off that is negative or no number.
 
     Source: arXiv 2402.17762.
+
+    >>> bool(mcr.massive_activations(ds).any())  # the bundled model is too small for the absolute criterion
+    False
     """
     require(ds, "top_activation", "median_activation")
+    for name, value in (("absolute", absolute), ("ratio", ratio)):
+        if not is_number(value) or not value >= 0:
+            raise ValueError(f"{name}={as_shown(value)}: pass a number from 0 on")
     found = (ds.top_activation > absolute) & (ds.top_activation >= ratio * ds.median_activation)
     return _labelled(found, "massive_activations", "Massive activations", "1", "arXiv 2402.17762")
 
@@ -196,8 +240,12 @@ def massive_activation_strength(ds: xr.Dataset) -> xr.DataArray:
         ResultSchemaError: not a result, or the activations were not measured.
 
     Source: arXiv 2402.17762; arXiv 2508.03616.
+
+    >>> int(mcr.massive_activation_strength(ds).mean("prompt").argmax("depth"))
+    1
     """
     require(ds, "top_activation", "median_activation")
+    require_axes(ds, "top", of="top_activation")
     strength = ds.top_activation.isel(top=0) / ds.median_activation
     return _labelled(
         strength, "massive_activation_strength", "Largest over median activation", "1",
@@ -226,11 +274,6 @@ def _share(scores: xr.DataArray, threshold: float, *, strict: bool) -> xr.DataAr
 
 def _labelled(array: xr.DataArray, name: str, label: str, units: str, source: str) -> xr.DataArray:
     return array.rename(name).assign_attrs(long_name=label, units=units, source=source)
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold!r}: mean attention lies between 0 and 1")
 
 
 def _warn_short(ds: xr.Dataset, threshold: float) -> None:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from mcr_lens._checks import as_shown
 from mcr_lens.intervention_tables import read_intervention
 from mcr_lens.interventions import Intervention
 from mcr_lens.metrics._registry import select
@@ -96,6 +97,8 @@ def read_plan(
 
     Source: this library.
     """
+    if changes is not None and not isinstance(changes, Mapping):
+        raise TypeError(f"changes came as {type(changes).__name__}; pass a mapping from keys to values")
     changes = dict(changes or {})
     if isinstance(plan, Mapping):
         where, base, given = "plan", Path.cwd(), dict(plan)
@@ -239,7 +242,7 @@ def _conditions(top: Table) -> dict[str, tuple[Intervention, ...]]:
         raise ValueError(f"{top.where}: conditions is {what}; write a table [conditions] from names to lists")
     found: dict[str, tuple[Intervention, ...]] = {}
     for name, edits in given.items():
-        where = f"{top.where}: condition {name!r}"
+        where = f"{top.where}: condition {as_shown(name)}"
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{where}: a condition needs a name")
         made = [edits] if isinstance(edits, Mapping | Intervention) else edits

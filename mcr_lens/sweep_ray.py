@@ -21,6 +21,11 @@ from mcr_lens.sweep_store import SweepError
 ATTEMPTS = 3
 """How often a part is tried when workers die over it."""
 
+GIVEN_UP = (
+    f"{ATTEMPTS} workers died over it (is the memory too small?); lower batch_size or workers, or leave "
+    "these prompts out"
+)
+
 
 @dataclass
 class _Seat:
@@ -117,7 +122,7 @@ class RayEngine:
             return None
         if task is None:
             raise SweepError(f"Ray workers die before they begin ({in_short(error)})")
-        return Outcome(task, error=f"{ATTEMPTS} workers died over it (is the memory too small?)")
+        return Outcome(task, error=GIVEN_UP)
 
     def _check(self, theirs: dict[str, str]) -> None:
         ours = versions()
@@ -165,8 +170,8 @@ class RayEngine:
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
             try:
                 self._ray.init(**options)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise SweepError(f"Ray could not be reached: {in_short(error)}") from None
+            except Exception as error:  # a node that does not start in time is no more than that
+                raise SweepError(f"Ray could not be started or reached: {in_short(error)}") from None
             try:
                 yield
             finally:

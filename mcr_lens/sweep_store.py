@@ -17,11 +17,16 @@ from typing import Any
 import xarray as xr
 
 from mcr_lens._files import replacing
+from mcr_lens._netcdf import netcdf_bytes, read_netcdf
 from mcr_lens.results import bare, validate
 from mcr_lens.running_moments import check_moments
 
 DIGEST, CHECKSUM = "sweep_digest", "sweep_checksum"
 """Attributes of a file: what it was made from, and what is in it."""
+
+
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+"""Names that no file has on Windows, whatever its ending."""
 
 
 class SweepError(RuntimeError):
@@ -57,16 +62,24 @@ class Store:
                     f"another sweep is writing to {self.out}; wait for it, or name another folder in out"
                 )
             for rest in (*self.out.glob("parts/*/*/.*.part"), *self.out.glob("results/*/.*.part")):
-                rest.unlink(missing_ok=True)
+                self._inside(rest).unlink(missing_ok=True)
             yield self
 
     def part(self, title: str, prompts: str, number: int, digest: str) -> Path:
         """Where a part lies."""
-        return self.out / "parts" / file_name(title) / file_name(prompts) / f"{number:06d}-{digest[:24]}.nc"
+        folder = self.out / "parts" / file_name(title) / file_name(prompts)
+        return self._inside(folder / f"{number:06d}-{digest[:24]}.nc")
 
     def result(self, title: str, prompts: str) -> Path:
         """Where a finished result lies."""
-        return self.out / "results" / file_name(title) / f"{file_name(prompts)}.nc"
+        return self._inside(self.out / "results" / file_name(title) / f"{file_name(prompts)}.nc")
+
+    def _inside(self, path: Path) -> Path:
+        """The path, if no link in the folder leads out of it."""
+        folder = path.parent.resolve()
+        if not folder.is_relative_to(self.out.resolve()):
+            raise SweepError(f"{path.parent} is a link out of {self.out}, to {folder}; take it away")
+        return path
 
 
 def _locked(handle: Any) -> bool:
@@ -91,8 +104,10 @@ def file_name(name: str) -> str:
     Source: this library.
     """
     plain = re.sub(r"[^A-Za-z0-9._@+=-]", "-", name.replace("/", "--")).strip(".-")[-80:]
-    if plain == name and plain == plain.lower():  # some file systems do not tell A from a
+    device = plain.split(".")[0].lower() in DEVICES
+    if plain and plain == name == plain.lower() and not device:  # some file systems do not tell A from a
         return plain
+    plain = plain.replace(".", "-") if device else plain
     return f"{plain or 'name'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
 
 
@@ -116,7 +131,7 @@ def write(ds: xr.Dataset, path: Path, digest: str) -> None:
     marked = ds.assign_attrs({DIGEST: digest})
     marked = marked.assign_attrs({CHECKSUM: checksum(marked)})
     with replacing(path) as part:
-        bare(marked).to_netcdf(part, engine="h5netcdf")
+        part.write_bytes(netcdf_bytes(bare(marked)))
 
 
 def read(path: Path, digest: str | None = None) -> xr.Dataset:
@@ -132,7 +147,7 @@ def read(path: Path, digest: str | None = None) -> xr.Dataset:
     Source: this library.
     """
     try:
-        ds = bare(xr.load_dataset(path, engine="h5netcdf"))
+        ds = bare(read_netcdf(path))
         (check_moments if "moment" in ds.dims else validate)(ds)
         seen = checksum(ds)
     except Exception as error:  # HDF5 has many ways to say that a file is damaged

@@ -67,7 +67,8 @@ class SweepResult:
     """What a sweep has measured: `table`, a row for each result, and `results`, which loads them by name."""
 
     def __init__(self, out: Path, table: "pd.DataFrame") -> None:
-        self.out, self.table = out, table
+        self.out: Path = out
+        self.table: pd.DataFrame = table
         self.results: Mapping[str, xr.Dataset] = Results(table)
 
     def __repr__(self) -> str:

@@ -67,6 +67,8 @@ def task_curve(
         raise ValueError(f"{name!r} is no score of this readout; it has {', '.join(scores)}")
     about = ds[name].attrs
     values = ds[name].values.astype(float)
+    if not values.size:
+        raise ResultSchemaError("the readout has no depths left; pass it as it was made")
     if not np.isfinite(values).all():
         depth = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"{name!r} is {values[depth]} at depth {depth}; a curve needs a number at each")

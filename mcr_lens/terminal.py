@@ -1,6 +1,7 @@
 """How do results, notes and errors look in a terminal or a pipe?"""
 
 import _thread
+import errno
 import os
 import sys
 import threading
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 DEBUG = "MCR_LENS_DEBUG"
 """Set to 1, this environment variable lets errors through with their traceback."""
 
-EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError, AssertionError)
+EXPECTED = (
+    ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError, AssertionError, MemoryError,
+)  # fmt: skip
 """What we and torch raise for reasons a user can do something about (torch asserts that it has CUDA)."""
 
 
@@ -30,15 +33,25 @@ def in_words() -> Iterator[None]:
         before, sys.unraisablehook = sys.unraisablehook, _Interrupts(sys.unraisablehook)
         try:
             yield
+            sys.stdout.flush()  # a full disk behind it is told here, and not when Python ends
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except EXPECTED as error:
             if os.environ.get(DEBUG) == "1":
                 raise
             say(f"error: {sentence(error)}")
+            _give_up_output(error)
             raise typer.Exit(1) from None
         finally:
             sys.unraisablehook = before
+
+
+def _give_up_output(error: BaseException) -> None:
+    """What waits for a full disk is dropped, or Python would try again at its end, with a traceback."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def say(line: str) -> None:

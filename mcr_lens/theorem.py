@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, is_number
 from mcr_lens.results import require_single
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
 
     Source: arXiv 2510.06477, Theorem 1 and Corollary 2 (in nats); this library for the lower bound, for
     several rows (Ky Fan, Schur-Horn) and for p below 1/r.
+
+    >>> limits = mcr.bounds(ds)
+    >>> bool((limits.anisotropy_lower_bound <= limits.anisotropy + 1e-9).all())
+    True
     """
     require_single(ds, *NEEDED, empty=True)
     bos, rest, alpha = ds.bos_energy, ds.rest_energy, ds.bos_alignment
@@ -167,11 +172,16 @@ def bound_violations(ds: xr.Dataset, *, rounding: float | None = None) -> "pd.Da
         ValueError: a negative rounding error.
 
     Source: this library.
+
+    >>> mcr.bound_violations(ds).empty
+    True
     """
     import pandas as pd
 
-    if rounding is not None and not rounding >= 0:
-        raise ValueError(f"rounding={rounding!r}: pass the error of a share of the energy, such as 1e-12")
+    if rounding is not None and not (is_number(rounding) and rounding >= 0):
+        raise ValueError(
+            f"rounding={as_shown(rounding)}: pass the error of a share of the energy, such as 1e-12"
+        )
     found = bounds(ds)
     total = found.bos_energy + found.rest_energy
     steps = ds.n_tokens.reset_coords(drop=True) + ds.attrs["d_model"] + 8

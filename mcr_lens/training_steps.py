@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.results import (
     SAME,
     ResultSchemaError,
@@ -32,10 +33,16 @@ def join_steps(results: Mapping[int, xr.Dataset], *, model: str | None = None) -
     Raises:
         ResultSchemaError: no results, several conditions, or results that differ in layers, heads, width,
             dtype, position, interventions, variables or prompts.
+        TypeError: not a map.
         ValueError: a step that is not a whole number from 0 on.
 
     Source: this library.
+
+    >>> mcr.join_steps({1000: ds, 2000: ds}).step.values.tolist()
+    [1000, 2000]
     """
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results came as {type(results).__name__}; pass a map from training step to result")
     if not results:
         raise ResultSchemaError("no results to join; pass at least one training step")
     steps = sorted(check_step(step) for step in results)
@@ -69,7 +76,7 @@ def check_step(step: Any) -> int:
     Source: this library.
     """
     if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
-        raise ValueError(f"training step {step!r}: pass whole numbers from 0 on")
+        raise ValueError(f"training step {as_shown(step)}: pass whole numbers from 0 on")
     return int(step)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mcr_lens._checks import as_shown
 from mcr_lens.live_metrics import LENGTH, check_options, refuse_shards, training_metrics, unwrapped
 from mcr_lens.observer import NonFiniteActivationError
 from mcr_lens.prompts import items_of
@@ -77,7 +78,7 @@ def training_callback(
     """
     check_options(threshold, prefix)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"every={every!r}: pass a number of optimiser steps, at least 1")
+        raise ValueError(f"every={as_shown(every)}: pass a number of optimiser steps, at least 1")
     items = items_of(prompts)
     if not items:
         raise ValueError("no prompts were given; pass at least one string or row of token ids")
@@ -102,8 +103,8 @@ class TrainingWatch:
         self, prompts: list[Any], every: int, tokenizer: Any, ends: tuple[bool, bool], options: dict[str, Any]
     ) -> None:
         self.every = every
-        self.seconds = 0.0
-        self.share_of_time = float("nan")
+        self.seconds: float = 0.0
+        self.share_of_time: float = float("nan")
         self._prompts, self._tokenizer, self._options = prompts, tokenizer, options
         self._at_start, self._at_end = ends
         self._trainer: Any = None

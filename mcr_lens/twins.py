@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mcr_lens._checks import as_shown, check_seed
 from mcr_lens.hookpoints import HookedModel, check_model, model_name
 from mcr_lens.models import load_model
 from mcr_lens.provenance import LOADED, processing
@@ -43,9 +44,9 @@ def random_twin(model: HookedModel, seed: int, *, kind: Kind = "initialised") ->
     """
     check_model(model)
     check_seed(seed)
-    if kind not in KINDS:
+    if str(kind) not in KINDS:
         said = "; ".join(f"{name!r} ({what})" for name, what in KINDS.items())
-        raise ValueError(f"kind={kind!r}: pass {said}")
+        raise ValueError(f"kind={as_shown(kind)}: pass {said}")
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the GPUs as well, which nobody puts back.
         torch.default_generator.manual_seed(seed)
@@ -107,13 +108,3 @@ def _shuffle(source: Any, twin: nn.Module, seed: int) -> None:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             order = torch.randperm(flat.numel(), generator=generator)
             parameter.copy_(flat[order.to(flat.device)].view(parameter.shape))
-
-
-def check_seed(seed: Any) -> None:
-    """Refuse what is not a seed.
-
-    Raises:
-        ValueError: what is allowed.
-    """
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed={seed!r}: pass a whole number from 0")

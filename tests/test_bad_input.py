@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from jaxtyping import Float
-from models import bridge, hugging_face, tokenizer
+from models import bridge, hugging_face
 from refusals import ROWS, refused
 from torch import Tensor
 
@@ -13,70 +13,6 @@ import mcr_lens
 from mcr_lens import get_metric, load_model, measure, observe
 
 pytestmark = pytest.mark.usefixtures("as_for_users")
-
-
-@pytest.fixture(scope="module")
-def reader():
-    """A Llama-like model with a tokenizer."""
-    return load_model(hugging_face("llama"), tokenizer=tokenizer(), verbose=False)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "error", "message"),
-    [
-        ([], ValueError, "no prompts were given; pass at least one"),
-        ("", ValueError, "prompt 0 is empty; leave it out"),
-        (["text", ""], ValueError, "prompt 1 is empty; leave it out"),
-        ([[5, 6], []], ValueError, r"prompt 1 has shape \(0,\); pass one row of token ids"),
-        ([[5, 128]], ValueError, r"prompt 0 holds the token id 128, outside the vocabulary 0\.\.127"),
-        ([[5, 6], [5, -1]], ValueError, "prompt 1 holds the token id -1, outside the vocabulary"),
-        (torch.zeros(2, 3, 4).long(), ValueError, r"shape \(2, 3, 4\); pass \[pos\] or \[batch, pos\]"),
-        (torch.rand(2, 3), TypeError, "prompt 0 holds torch.float32; token ids are integers"),
-        ([None], TypeError, "prompt 0 is neither text nor token ids, but NoneType"),
-        (7, TypeError, "prompts must be strings or token ids, got int"),
-        (
-            [list(range(3, 80))],
-            ValueError,
-            "77 tokens and the model takes 64; shorten it, or pass max_length=64",
-        ),
-        (torch.full((1, 65), 5), ValueError, "65 tokens and the model takes 64"),
-        (["\ud800"], ValueError, "prompt 0 is not valid text"),
-    ],
-)
-def test_prompts(reader, prompts, error, message):
-    """Prompts that cannot be measured."""
-    refused(error, message, reader, prompts)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"batch_size": 0}, ValueError, "batch_size=0: pass a positive integer or 'auto'"),
-        ({"batch_size": "large"}, ValueError, "batch_size='large': pass a positive integer or 'auto'"),
-        ({"max_length": 65}, ValueError, "max_length=65 is more than the 64 tokens the model takes"),
-        ({"max_length": 0}, ValueError, "max_length=0: pass a positive number of tokens, or None"),
-        (
-            {"prepend_bos": "maybe"},
-            ValueError,
-            r"prepend_bos='maybe': pass prepend_bos='auto'.*True or False",
-        ),
-        ({"prepend_bos": True}, ValueError, "prepend_bos=True has no meaning for token ids"),
-        ({"position": 3}, ValueError, "position=3, but the shortest prompt has 3 tokens"),
-        ({"position": -1}, ValueError, "position=-1: pass the index of the token to take for BOS"),
-        ({"position": 1.5}, ValueError, "position=1.5: pass the index"),
-        ({"metrics": []}, ValueError, "no metrics were asked for; name at least one"),
-        ({"metrics": [3]}, TypeError, "a metric is a name or a function, got int: 3"),
-        (
-            {"metrics": ["matrix_entopy"]},
-            KeyError,
-            "unknown metric 'matrix_entopy': did you mean 'matrix_entropy'",
-        ),
-        ({"metrics": "spectrall"}, mcr_lens.UnknownMetricError, "did you mean 'spectral'"),
-    ],
-)
-def test_options(llama, options, error, message):
-    """Options out of range, and names that do not exist."""
-    refused(error, message, llama, **options)
 
 
 @pytest.mark.parametrize("group", ["spectral", "norms", "attention", "sinks", "loss"])

@@ -117,6 +117,7 @@ def test_the_same_inputs_give_the_same_diagnosis(planted, found):
         assert before.to_json() == after.to_json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["batch size", "order", "generator", "seed"])
 def test_what_must_not_matter_does_not(planted, found, change):
     prompts, options = planted_prompts(8), {}

@@ -10,6 +10,8 @@ import pytest
 
 import mcr_lens as mcr
 
+pytestmark = pytest.mark.once
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))
 ALLOWED = {"mcr_lens", "mcr_lens.testing", "numpy", "xarray", "pandas", "os", "pathlib", "jaxtyping", "torch"}

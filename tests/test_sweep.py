@@ -166,7 +166,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize(
+    "key", [pytest.param(k, marks=[] if k in ("metrics", "keep") else pytest.mark.slow) for k in CHANGES]
+)
 def test_a_changed_plan_uses_nothing_old(given, key):
     """Every option that makes the numbers makes new parts, and the old ones stay for the old plan."""
     first = go(given)

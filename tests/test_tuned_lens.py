@@ -33,7 +33,10 @@ def short(model, texts=None, **options):
     return fit_tuned_lens(model, texts or stories(), steps=40, tokens_per_step=256, progress=False, **options)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "bloom"])
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("gpt2", "neox", "gemma2", "bloom")]
+
+
+@pytest.mark.parametrize("family", ["llama", *OTHERS])
 def test_it_learns_and_is_exact_at_the_last_depth(family):
     model = bridge(family)
     ds = mcr.tuned_lens(model, stories(), steps=60, tokens_per_step=256, progress=False)

@@ -85,7 +85,7 @@ def verdicts(found: Diagnosis) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mechanism", TRUE)
-@pytest.mark.parametrize("seed", [*SEEDS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[2:])])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[1:])])
 def test_planted_mechanisms_get_the_right_verdicts(mechanism, seed):
     found = planted(mechanism, seed)
     seen = verdicts(found)
@@ -102,6 +102,7 @@ def test_planted_mechanisms_get_the_right_verdicts(mechanism, seed):
         assert cost != H
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["massive", "massive_sinks", "two_massive"])
 def test_controls_do_nothing(mechanism):
     """Behind the verdicts: the share that the controls undo, below that of the cut in every model."""
@@ -114,6 +115,7 @@ def test_controls_do_nothing(mechanism):
             assert float(ratio.sel(condition=control)) > 0.9 * before
 
 
+@pytest.mark.slow
 def test_no_claim_holds_in_random_models():
     """Fifty models of fourteen families, short and long prompts: nothing is planted, so nothing may hold."""
     names = [name for name in FAMILIES if name != "bert"]
@@ -127,6 +129,7 @@ def test_no_claim_holds_in_random_models():
     assert held == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["initialised", "shuffled"])
 def test_no_claim_holds_in_random_twins_of_the_demo(kind):
     demo = load_model("demo", verbose=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
+from mcr_lens._checks import as_shown, is_iterable
 from mcr_lens.hookpoints import READS, Axis
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -142,6 +143,8 @@ def metric(
     """
 
     def register(fn: Callable[..., Any]) -> Callable[..., Any]:
+        if not hasattr(fn, "__name__"):
+            raise TypeError(f"a metric is a function with a name, got {type(fn).__name__}")
         if fn.__name__ in _METRICS and not overwrite:
             raise ValueError(
                 f"a metric named {fn.__name__!r} exists already; rename yours or pass overwrite=True"
@@ -164,7 +167,17 @@ def as_metric(
     default: bool = False,
     label: str | None = None,
 ) -> Metric:
-    """Read a function's signature as a metric declaration, without registering it."""
+    """Read a function's signature as a metric declaration, without registering it.
+
+    Raises:
+        TypeError: not a function.
+        ValueError: an unknown parameter, or a missing return annotation.
+    """
+    if not callable(function) or isinstance(function, type) or not isinstance(name, str):
+        raise TypeError(
+            f"metric {as_shown(name)} is a {type(function).__name__}; pass a "
+            "function and its name"
+        )
     plain = inspect.unwrap(getattr(function, "func", function))
     inputs, options = _parameters(name, function)
     annotation = inspect.signature(plain).return_annotation
@@ -200,14 +213,20 @@ def select(wanted: str | Iterable[Any] | Mapping[str, Any] | None) -> list[Metri
     if wanted is None:
         return [m for m in _METRICS.values() if m.default]
     if isinstance(wanted, Mapping):
+        if not wanted:
+            raise ValueError(_NONE)
         return [as_metric(fn, name) for name, fn in wanted.items()]
     chosen: dict[str, Metric] = {}
-    for item in [wanted] if isinstance(wanted, str) or callable(wanted) else wanted:
+    single = isinstance(wanted, str) or callable(wanted) or not is_iterable(wanted)
+    for item in [wanted] if single else wanted:
         for found in _find(item):
             chosen[found.name] = found
     if not chosen:
-        raise ValueError("no metrics were asked for; name at least one, or pass metrics=None")
+        raise ValueError(_NONE)
     return list(chosen.values())
+
+
+_NONE = "no metrics were asked for; name at least one, or pass metrics=None"
 
 
 def get_metric(name: str) -> Metric:
@@ -215,7 +234,10 @@ def get_metric(name: str) -> Metric:
 
     Raises:
         UnknownMetricError: no such metric (the nearest is suggested).
+        TypeError: not a name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a metric is called by a name, got {type(name).__name__}: {as_shown(name)}")
     if name not in _METRICS:
         raise UnknownMetricError(_unknown(name, _METRICS))
     return _METRICS[name]
@@ -244,7 +266,7 @@ def _find(item: Any) -> list[Metric]:
         known = _METRICS.get(name)
         return [known if known and known.function is item else as_metric(item, name)]
     if not isinstance(item, str):
-        raise TypeError(f"a metric is a name or a function, got {type(item).__name__}: {item!r}")
+        raise TypeError(f"a metric is a name or a function, got {type(item).__name__}: {as_shown(item)}")
     groups = {m.group for m in _METRICS.values()} | {"default", "all"}
     if item == "all":
         return list_metrics()
@@ -259,7 +281,7 @@ def _find(item: Any) -> list[Metric]:
 def _unknown(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown metric {name!r}: {hint}`mcr-lens metrics` lists them all"
+    return f"unknown metric {as_shown(name)}: {hint}`mcr-lens metrics` lists them all"
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

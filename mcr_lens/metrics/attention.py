@@ -91,6 +91,9 @@ def mixing_score(
     NaN for a prompt of one token. Reconstruction: the source does not give the normalisation.
     Source: arXiv 2510.06477; formula as in arXiv 2604.11791.
 
+    Misleads when a head has a sink: entropy then says how much attention is left for the others, not how
+    these are mixed.
+
     >>> mixing_score(row_entropy(torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])))
     tensor([[1.]])
     """
@@ -109,6 +112,9 @@ def mixing_score_raw(
 
     Source: arXiv 2510.06477 as restated in arXiv 2604.11791.
 
+    Misleads when prompts or windows differ in length: its largest value grows with the number of keys
+    that are seen.
+
     >>> mixing_score_raw(row_entropy(torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])))
     tensor([[0.3466]])
     """
@@ -124,6 +130,9 @@ def colsum_concentration(
     1 when all attention falls on one key, wherever it stands; 0 when every key receives the same. Mass
     lost to sink logits is divided out (see `row_mass`). Defined as 1 for a prompt of one token.
     Source: arXiv 2604.11791, Sec. 2.2.
+
+    Misleads when heads are uniform and causal: early keys are seen by more queries, so it is above 0
+    without any sink.
 
     >>> colsum_concentration(torch.tensor([[[2.0, 0.0]], [[1.0, 1.0]]]))
     tensor([[1.],
@@ -143,6 +152,9 @@ def identity_score(diagonal: Float[Tensor, "batch head query"]) -> Float[Tensor,
     The first query is left out: it sees nothing but itself. NaN for a prompt of one token.
     Source: arXiv 2510.06477.
 
+    Misleads when the window or the prompt is short: a query that sees two keys gives itself a half
+    without being an identity head.
+
     >>> identity_score(diagonal(torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])))
     tensor([[0.7500]])
     """
@@ -157,6 +169,9 @@ def previous_token_score(
 
     For t = 1 that token is BOS. NaN for a prompt of one token. Source: arXiv 2510.06477.
 
+    Misleads when prompts are short: at t = 1 the token before is BOS, so a sink counts as a previous
+    token there.
+
     >>> previous_token_score(previous_diagonal(torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])))
     tensor([[0.2500]])
     """
@@ -168,6 +183,9 @@ def row_mass(column_sums: Float[Tensor, "batch head key"]) -> Float[Tensor, "bat
     """Mean sum of an attention row: 1 for a softmax, below 1 where a learned sink logit takes mass.
 
     Source: this library.
+
+    Misleads when an implementation renormalises the rows after dropping the sink logit: it is 1 then,
+    whatever the logit took.
 
     >>> row_mass(torch.tensor([[[1.5, 0.5]]]))
     tensor([[1.]])

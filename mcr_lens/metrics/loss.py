@@ -25,6 +25,8 @@ def next_token_loss(token_losses: Float[Tensor, "batch predicted"]) -> Float[Ten
     In nats per token; NaN for a prompt of one token. Measured only when asked for, because it needs the
     unembedding.
 
+    Misleads when models with different tokenizers are compared: a token is not the same amount of text.
+
     >>> next_token_loss(token_losses(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])))  # ln 4
     tensor([1.3863])
     """
@@ -37,6 +39,9 @@ def perplexity(token_losses: Float[Tensor, "batch predicted"]) -> Float[Tensor, 
 
     A pure number, 1 for certainty and the vocabulary's size for an even guess; NaN for a prompt of one token.
     The perplexity of a set of prompts is the exponential of the mean loss, not the mean of this.
+
+    Misleads when models with different tokenizers are compared, or it is averaged over prompts, where one
+    bad prompt outweighs all others.
 
     >>> perplexity(token_losses(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])))
     tensor([4.])
@@ -52,6 +57,9 @@ def kl_divergence(
 
     In nats per token, over all positions; 0 without interventions. It costs the unembedding and, with
     interventions, a second forward pass.
+
+    Misleads when it is read as harm: it says how different predictions are, and an edit can change them
+    for the better.
 
     >>> even, sure = torch.zeros(1, 1, 2), torch.tensor([[[0.0, -20.0]]])
     >>> kl_divergence(even, sure)

@@ -141,6 +141,9 @@ def bos_norm(token_norms: Float[Tensor, "batch pos"], position: int = 0) -> Floa
 
     In the units of the residual stream. Source: arXiv 2510.06477, Fig. 1.
 
+    Misleads when it is compared between models or depths by itself: every row grows with depth, so look
+    at `massive_activation_ratio`.
+
     >>> bos_norm(torch.tensor([[5.0, 1.0]]))
     tensor([5.])
     """
@@ -152,6 +155,11 @@ def other_norm_median(token_norms: Float[Tensor, "batch pos"], position: int = 0
     """Median L2 norm of the other tokens, median over i ≠ 0 of ‖xᵢ‖.
 
     NaN for a prompt of one token. Source: arXiv 2510.06477.
+
+    Misleads when half of the other rows are massive too, since the median is then one of them.
+
+    >>> other_norm_median(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
+    tensor([2.])
     """
     return _median(_without(token_norms, position))
 
@@ -161,6 +169,12 @@ def other_norm_mean(token_norms: Float[Tensor, "batch pos"], position: int = 0) 
     """Mean L2 norm of the other tokens, mean over i ≠ 0 of ‖xᵢ‖.
 
     NaN for a prompt of one token. Source: arXiv 2510.06477.
+
+    Misleads when a second token is massive: one long row pulls the mean up, and BOS looks ordinary beside
+    it.
+
+    >>> other_norm_mean(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
+    tensor([4.])
     """
     return _without(token_norms, position).mean(-1)
 
@@ -170,6 +184,12 @@ def other_norm_max(token_norms: Float[Tensor, "batch pos"], position: int = 0) -
     """Largest L2 norm among the other tokens: is BOS the only massive row?
 
     NaN for a prompt of one token. Source: this library.
+
+    Misleads when it is read as a typical token: it grows with the length of the prompt, as every maximum
+    does.
+
+    >>> other_norm_max(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
+    tensor([9.])
     """
     others = _without(token_norms, position)
     nothing = others.new_full((others.shape[0],), torch.nan)
@@ -185,6 +205,8 @@ def massive_activation_ratio(
     A pure number, 1 where BOS is a token like the others; NaN for a prompt of one token.
     Source: arXiv 2510.06477.
 
+    Misleads when the other rows are short: the ratio is large though no row is long.
+
     >>> massive_activation_ratio(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
     tensor([4.])
     """
@@ -196,6 +218,9 @@ def strongest_token(token_norms: Float[Tensor, "batch pos"]) -> Int[Tensor, "bat
     """Position of the row with the largest norm: which token is massive, if one is?
 
     Counted from the first real token. Source: this library.
+
+    Misleads when no row stands out: some row is always the longest, so look at `top_norm` for by how
+    much.
 
     >>> strongest_token(torch.tensor([[5.0, 1.0, 7.0]]))
     tensor([2])
@@ -209,6 +234,8 @@ def top_norm(top_rows: TopRows) -> Float[Tensor, "batch top"]:
 
     In the units of the residual stream; NaN where the prompt has fewer tokens. Source: this library.
 
+    Misleads when it is read without the median: three long rows in a stream of long rows are not massive.
+
     >>> top_norm(top_rows(torch.tensor([[5.0, 1.0, 7.0, 2.0]])))
     tensor([[7., 5., 2.]])
     """
@@ -220,6 +247,9 @@ def top_norm_token(top_rows: TopRows) -> Int[Tensor, "batch top"]:
     """Positions of the three largest row norms.
 
     Counted from the first real token; −1 where the prompt has fewer tokens. Source: this library.
+
+    Misleads when no row stands out: the three longest rows have positions whether they are massive or
+    not.
 
     >>> top_norm_token(top_rows(torch.tensor([[5.0, 1.0, 7.0, 2.0]])))
     tensor([[2, 0, 3]])
@@ -233,6 +263,9 @@ def frobenius_norm(token_norms: Float[Tensor, "batch pos"]) -> Float[Tensor, "ba
 
     In the units of the residual stream: ‖xᵢ‖²/‖X‖_F² is the share of one row. Source: arXiv 2510.06477.
 
+    Misleads when prompts differ in length: it grows with the number of tokens, also where no row is
+    massive.
+
     >>> frobenius_norm(torch.tensor([[3.0, 4.0]]))
     tensor([5.])
     """
@@ -244,6 +277,12 @@ def top_activation(largest_activations: Largest) -> Float[Tensor, "batch top"]:
     """Magnitude of the three largest single activations |x| of the residual stream.
 
     Source: arXiv 2402.17762 (massive: above 100 and about 1,000 times the median magnitude).
+
+    Misleads when the absolute criterion (above 100) is applied to a small model, whose whole stream is
+    small: compare with `median_activation`.
+
+    >>> top_activation(largest_activations(torch.tensor([[[1.0, -7.0], [3.0, 5.0]]])))
+    tensor([[7., 5., 3.]])
     """
     return largest_activations.magnitude
 
@@ -253,6 +292,11 @@ def top_activation_token(largest_activations: Largest) -> Int[Tensor, "batch top
     """Position of the tokens that hold the three largest activations.
 
     Source: arXiv 2402.17762.
+
+    Misleads when the largest activations are ordinary: three of them always have a place.
+
+    >>> top_activation_token(largest_activations(torch.tensor([[[1.0, -7.0], [3.0, 5.0]]])))
+    tensor([[0, 1, 1]])
     """
     return largest_activations.token
 
@@ -262,6 +306,12 @@ def top_activation_dimension(largest_activations: Largest) -> Int[Tensor, "batch
     """Dimension (coordinate of the residual stream) of the three largest activations.
 
     Source: arXiv 2402.17762.
+
+    Misleads when dimensions of different models, or of a model after a rotation of its basis, are
+    compared: the numbers are names of coordinates.
+
+    >>> top_activation_dimension(largest_activations(torch.tensor([[[1.0, -7.0], [3.0, 5.0]]])))
+    tensor([[1, 1, 0]])
     """
     return largest_activations.dimension
 
@@ -271,6 +321,9 @@ def median_activation(activation_median: Float[Tensor, "batch"]) -> Float[Tensor
     """Median magnitude |x| over all activations of the residual stream at this depth.
 
     Source: arXiv 2402.17762.
+
+    Misleads when it is taken for a norm: it is a magnitude per coordinate, and a row of the same norm has
+    a smaller one in a wider model.
 
     >>> median_activation(activation_median(torch.tensor([[[1.0, -2.0], [3.0, -10.0]]])))
     tensor([2.5000])
@@ -283,6 +336,12 @@ def mlp_bos_norm(mlp_out: Float[Tensor, "batch pos d_model"], position: int = 0)
     """L2 norm of what the block's MLP writes at BOS, ‖MLP(x)₀‖.
 
     Source: arXiv 2510.06477.
+
+    Misleads when the write opposes what is there: a long write can shorten the row, so `norm_sources`
+    weighs it with its sign.
+
+    >>> mlp_bos_norm(torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]))
+    tensor([5.])
     """
     return _at_least_float32(mlp_out[:, position]).norm(dim=-1)
 
@@ -292,5 +351,11 @@ def attn_bos_norm(attn_out: Float[Tensor, "batch pos d_model"], position: int = 
     """L2 norm of what the block's attention writes at BOS, ‖Attn(x)₀‖.
 
     Source: arXiv 2510.06477.
+
+    Misleads when the write opposes what is there: a long write can shorten the row, so `norm_sources`
+    weighs it with its sign.
+
+    >>> attn_bos_norm(torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]))
+    tensor([5.])
     """
     return _at_least_float32(attn_out[:, position]).norm(dim=-1)

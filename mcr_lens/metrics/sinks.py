@@ -66,6 +66,9 @@ def sink_score(
     H_n/n, with H_n the harmonic number. Source: arXiv 2510.06477 as restated in arXiv 2604.11791, eq. 16;
     over visible queries as arXiv 2410.10781 does.
 
+    Misleads when prompts are short: the first query has only BOS to see, so the floor is 1/n, and even a
+    uniform head scores H_n/n.
+
     >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])
     >>> sink_score(sink_column(pattern))
@@ -85,6 +88,9 @@ def sink_queries(
 
     T in a causal model, the window in a sliding layer. Source: this library.
 
+    Misleads when it is taken for the number of tokens: in a sliding layer only the first window of
+    queries sees BOS.
+
     >>> sink_queries(torch.zeros(1, 2, 5))
     tensor([5])
     """
@@ -102,6 +108,8 @@ def strongest_sink_score(
     n is the largest number of queries that see one key (T, or the window), so late keys, seen by fewer,
     count for less. Source: arXiv 2604.11791, eq. 16.
 
+    Misleads when prompts are short, where early keys are seen by most queries and score high in any head.
+
     >>> strongest_sink_score(torch.tensor([[[1.5, 2.0, 0.5]]]))
     tensor([[0.6667]])
     """
@@ -114,6 +122,9 @@ def strongest_sink_token(column_sums: Float[Tensor, "batch head key"]) -> Int[Te
     """Position of the most attended key: is it BOS?
 
     Counted from the first real token. Source: this library.
+
+    Misleads when no key stands out: some key is always the most attended, so read it with
+    `strongest_sink_score`.
 
     >>> strongest_sink_token(torch.tensor([[[1.5, 2.0, 0.5]]]))
     tensor([[1]])
@@ -130,6 +141,8 @@ def early_sink_score(
 
     n as in `strongest_sink_score`. Source: arXiv 2603.05498, App. A, eq. 27-28.
 
+    Misleads when the sink stands in the second half of the prompt: it is not looked at.
+
     >>> early_sink_score(torch.tensor([[[1.5, 2.0, 0.25, 0.25]]]))
     tensor([[0.5000]])
     """
@@ -145,6 +158,8 @@ def top_sink_score(top_keys: TopKeys) -> Float[Tensor, "batch head top"]:
     Mean over those queries, so a key in the middle counts like BOS; only keys that at least half as many
     queries see as the best seen one. NaN where there are fewer such keys. Source: this library.
 
+    Misleads when prompts are short: few queries are averaged, and a key can score high by chance.
+
     >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])
     >>> top_sink_score(top_keys(pattern.sum(2), pattern.diagonal(dim1=2, dim2=3)))[..., 0]
@@ -158,6 +173,13 @@ def top_sink_token(top_keys: TopKeys) -> Int[Tensor, "batch head top"]:
     """The three keys that get most attention from the other queries that see them: where?
 
     Positions counted from the first real token; −1 where `top_sink_score` is NaN. Source: this library.
+
+    Misleads when no key stands out: the first keys have positions whether they are sinks or not (read it
+    with `top_sink_score`).
+
+    >>> pattern = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])
+    >>> top_sink_token(top_keys(pattern.sum(2), pattern.diagonal(dim1=2, dim2=3)))[..., 0]
+    tensor([[0]])
     """
     return top_keys.position
 
@@ -183,6 +205,9 @@ def sink_identity_index(
     NaN when S + I = 0. It says little where the support `sink_identity_mass` is small: see `sink_identity`.
     Reconstruction: only the name is in the sources. Source: arXiv 2510.06477.
 
+    Misleads when the head does neither: a quotient of two small numbers says nothing, so `sink_identity`
+    drops it there.
+
     >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])
     >>> sink_identity_index(sink_column(pattern), pattern.diagonal(dim1=2, dim2=3))
@@ -204,6 +229,8 @@ def sink_identity_mass(
 
     NaN for a prompt of one token. Reconstruction. Source: arXiv 2510.06477.
 
+    Misleads when it is read as a sink: it is as high for a head that only looks at itself.
+
     >>> from mcr_lens.metrics import sink_column
     >>> pattern = torch.tensor([[[[1.0, 0.0], [0.25, 0.5]]]])
     >>> sink_identity_mass(sink_column(pattern), pattern.diagonal(dim1=2, dim2=3))
@@ -220,6 +247,9 @@ def value_drain(
 
     Near 0, attending to BOS moves nothing. Heads that share a key-value head share the number. NaN for a
     prompt of one token. Source: arXiv 2510.06477; arXiv 2410.13835.
+
+    Misleads when the output projection stretches or drops the value: a small v₀ may still be written
+    large, which `sink_output_share` sees.
 
     >>> value_drain(torch.tensor([[[[1.0]], [[4.0]], [[4.0]]]]))
     tensor([[0.2500]])
@@ -244,6 +274,14 @@ def sink_output_share(
     part of it. `output_gram` is W_O W_Oᵀ, so that ‖u W_O‖² = u W_O W_Oᵀ uᵀ. Queries that do not see BOS or
     whose head output is zero are left out. NaN for a prompt of one token. Source: this library, after
     arXiv 2510.06477.
+
+    Misleads when head output is small: the share is large though the head writes next to nothing.
+
+    >>> column = torch.tensor([[[1.0, 0.5]]])  # what each of two queries gives to BOS
+    >>> value = torch.tensor([[[[1.0]], [[3.0]]]])
+    >>> z = torch.tensor([[[[1.0]], [[2.0]]]])  # 0.5 · 1 + 0.5 · 3 at the second
+    >>> sink_output_share(column, value, z, torch.ones(1, 1, 1))  # 0.5 of 2
+    tensor([[0.2500]])
     """
     through = output_gram.to(torch.float32)
     sink = _at_least_float32(value[:, position])

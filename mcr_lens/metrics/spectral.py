@@ -21,7 +21,8 @@ class TridiagonalForm(NamedTuple):
     """The Gram matrix of each prompt as a tridiagonal matrix with BOS in front, and what is known of it.
 
     `corner` is the first diagonal entry without BOS, NaN where the first row goes altogether. Of a small
-    matrix the entropies are known, and nothing is left of the matrix itself; of a large one they are NaN.
+    matrix the entropies are known, and nothing is left of the matrix itself; of a large one they are NaN, and
+    on a GPU the largest eigenvalues are too.
     """
 
     main: Float64[Tensor, "batch rank"]
@@ -118,6 +119,9 @@ def matrix_entropy(spectrum: Float[Tensor, "batch rank"]) -> Float[Tensor, "batc
     In nats, between 0 (rank one) and ln min(pos, d_model); NaN for X = 0, where it is not defined.
     Divide by a logarithm when reading, with `normalized_entropy`. Source: arXiv 2510.06477.
 
+    Misleads when prompts of different lengths are compared: its largest value is ln min(pos, d_model), by
+    which `normalized_entropy` divides.
+
     >>> matrix_entropy(spectrum(torch.eye(4)[None]))  # ln 4
     tensor([1.3863], dtype=torch.float64)
     """
@@ -129,6 +133,9 @@ def effective_rank(spectrum: Float[Tensor, "batch rank"]) -> Float[Tensor, "batc
     """Effective rank, exp(H): the number of equal directions that would have this entropy.
 
     Between 1 and min(pos, d_model); NaN for X = 0. Source: Roy & Vetterli 2007.
+
+    Misleads when it is read as a rank: one massive row takes it near 1 while the other rows still use as many
+    directions as before.
 
     >>> effective_rank(spectrum(torch.eye(4)[None]))
     tensor([4.], dtype=torch.float64)
@@ -143,6 +150,9 @@ def anisotropy(spectrum: Float[Tensor, "batch rank"]) -> Float[Tensor, "batch"]:
     Between 1/min(pos, d_model) and 1; NaN for X = 0. Not Ethayarajh's mean cosine, which goes by the
     same name. Source: arXiv 2510.06477.
 
+    Misleads when it is read as tokens that look alike: one long row is enough, so compare it with
+    `anisotropy_without_bos`.
+
     >>> anisotropy(spectrum(torch.eye(4)[None]))
     tensor([0.2500], dtype=torch.float64)
     """
@@ -154,6 +164,9 @@ def singular_values(spectrum: Float[Tensor, "batch all"]) -> Float[Tensor, "batc
     """Largest singular values σ₁ ≥ σ₂ ≥ … of the residual matrix (eight; zero where it has fewer).
 
     In the units of the residual stream. Source: arXiv 2510.06477.
+
+    Misleads when prompts of different lengths are compared: the sum of their squares grows with the
+    number of tokens.
 
     >>> singular_values(spectrum(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])))[:, :3]
     tensor([[4., 3., 0.]], dtype=torch.float64)
@@ -170,6 +183,13 @@ def matrix_entropy_without_bos(
 
     In nats. A valley that is gone here is made by that one row, a valley that stays is not. NaN for a
     prompt of one token. Source: this library, after the mechanism of arXiv 2510.06477.
+
+    Misleads when a second row is massive: the valley stays, though rows and not directions make it (see
+    `top_norm`).
+
+    >>> x = torch.eye(4)[None] * torch.tensor([100.0, 1.0, 1.0, 1.0])[:, None]  # a massive first row
+    >>> matrix_entropy_without_bos(spectrum_without_bos(x))  # ln 3
+    tensor([1.0986], dtype=torch.float64)
     """
     return _entropy(spectrum_without_bos)
 
@@ -181,6 +201,12 @@ def effective_rank_without_bos(
     """Effective rank of the residual matrix without the BOS row, exp(H).
 
     NaN for a prompt of one token. Source: this library.
+
+    Misleads when a second row is massive: it stays near 1 although the BOS row is gone (see `top_norm`).
+
+    >>> x = torch.eye(4)[None] * torch.tensor([100.0, 1.0, 1.0, 1.0])[:, None]  # a massive first row
+    >>> effective_rank_without_bos(spectrum_without_bos(x)).round(decimals=4)
+    tensor([3.], dtype=torch.float64)
     """
     return _entropy(spectrum_without_bos).exp()
 
@@ -192,6 +218,12 @@ def anisotropy_without_bos(
     """Anisotropy of the residual matrix without the BOS row, p₁.
 
     NaN for a prompt of one token. Source: this library.
+
+    Misleads when a second row is massive: it stays near 1 although the BOS row is gone (see `top_norm`).
+
+    >>> x = torch.eye(4)[None] * torch.tensor([100.0, 1.0, 1.0, 1.0])[:, None]  # a massive first row
+    >>> anisotropy_without_bos(spectrum_without_bos(x))
+    tensor([0.3333], dtype=torch.float64)
     """
     return _top_share(spectrum_without_bos)
 
@@ -204,5 +236,12 @@ def direction_entropy(
 
     In nats. A massive row is one row among the others here. NaN for a prompt of one token, which
     centring leaves at zero. Source: arXiv 2502.02013.
+
+    Misleads when it is held beside `matrix_entropy`: centring and scaling remove the very norms that make
+    that one's valley.
+
+    >>> x = torch.tensor([[[100.0, 0.0], [-100.0, 0.0], [0.0, 1.0], [0.0, -1.0]]])
+    >>> direction_entropy(spectrum_of_directions(x))  # ln 2
+    tensor([0.6931], dtype=torch.float64)
     """
     return _entropy(spectrum_of_directions)

@@ -93,8 +93,15 @@ def tightest_row(
         caught = (wide @ wide.mT).square().sum(-1)
     else:
         caught = (wide @ (wide.mT @ wide) * wide).sum(-1)
-    caught = torch.where(row_energies == 0, 0.0, caught / row_energies)
-    shares = (caught / row_energies.sum(-1, keepdim=True)).clamp_max(1)
+    return tightest(caught, row_energies)
+
+
+def tightest(
+    caught: Float64[Tensor, "batch pos"], row_energies: Float64[Tensor, "batch pos"]
+) -> Tightest:
+    """The row of the largest share, from ‖X xᵢ‖² and ‖xᵢ‖² of all rows."""
+    along = torch.where(row_energies == 0, 0.0, caught / row_energies)
+    shares = (along / row_energies.sum(-1, keepdim=True)).clamp_max(1)
     most = shares.amax(-1)
     first = (shares >= (1 - TIED) * most[:, None]).int().argmax(-1)
     return Tightest(most, torch.where(most > 0, first, -1))
@@ -136,6 +143,9 @@ def bos_energy(row_energies: Float64[Tensor, "batch pos"], position: int = 0) ->
 
     In squared units of the residual stream. Source: arXiv 2510.06477, Theorem 1.
 
+    Misleads when it is read without `rest_energy`: the bound needs their quotient c = M / R, and both
+    grow with depth.
+
     >>> bos_energy(torch.tensor([[25.0, 1.0, 2.0]]).double())
     tensor([25.], dtype=torch.float64)
     """
@@ -147,6 +157,8 @@ def rest_energy(row_energies: Float64[Tensor, "batch pos"], position: int = 0) -
     """Energy of all other rows together, R = Σ_{i ≠ 0} ‖xᵢ‖².
 
     In squared units of the residual stream; 0 for a prompt of one token. Source: arXiv 2510.06477, Theorem 1.
+
+    Misleads when a second row is massive: the energy is then that row's, not that of the many.
 
     >>> rest_energy(torch.tensor([[25.0, 1.0, 2.0]]).double())
     tensor([3.], dtype=torch.float64)
@@ -165,6 +177,9 @@ def bos_alignment(
     Between 0 (orthogonal to BOS) and 1 (all collinear with it); 0 where x₀ = 0. NaN where there is no other
     energy, R = 0, as for a prompt of one token. Source: arXiv 2510.06477, Theorem 1.
 
+    Misleads when the rest is dominated by one other massive row: α is then how that row points, not how
+    the tokens do.
+
     >>> x = torch.tensor([[[9.0, 0.0], [1.0, 1.0]]])
     >>> bos_alignment(energies_along_bos(x), row_energies(x))
     tensor([0.5000], dtype=torch.float64)
@@ -180,6 +195,8 @@ def tightest_token(tightest_row: Tightest) -> Int[Tensor, "batch"]:
     Whether it is BOS is thus answered, not assumed. Counted from the first real token, the first of equals;
     −1 for X = 0. Source: this library, after arXiv 2510.06477, Theorem 1.
 
+    Misleads when no row is tight: some row always is the tightest, so read it with `tightest_share`.
+
     >>> x = torch.tensor([[[1.0, 0.0], [9.0, 9.0]]])
     >>> tightest_token(tightest_row(x, row_energies(x)))
     tensor([1])
@@ -193,6 +210,9 @@ def tightest_share(tightest_row: Tightest) -> Float[Tensor, "batch"]:
 
     p₁ is at least this large. Between 1 / rank X and 1; NaN for X = 0. Source: this library, after
     arXiv 2510.06477, Theorem 1.
+
+    Misleads when rows point the same way without being long: the share is high by direction, and no row
+    is massive.
 
     >>> x = torch.tensor([[[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     >>> tightest_share(tightest_row(x, row_energies(x)))  # 5 of 6
@@ -208,6 +228,8 @@ def top_rows_share(span_of_top_rows: Span) -> Float[Tensor, "batch top"]:
     U is an orthonormal basis of that span. NaN where the prompt has fewer tokens, and for X = 0.
     Source: this library; Theorem 1 of arXiv 2510.06477 is the case of one row.
 
+    Misleads when prompts have few tokens: the span of three rows holds much of any short prompt.
+
     >>> from mcr_lens.metrics import token_norms, top_rows
     >>> x = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]))[None]
     >>> top_rows_share(span_of_top_rows(x, row_energies(x), top_rows(token_norms(x)))) * 30
@@ -221,6 +243,9 @@ def top_rows_dimension(span_of_top_rows: Span) -> Int[Tensor, "batch top"]:
     """Dimension of the span of the 1, 2, 3 largest rows: fewer where massive rows are collinear.
 
     0 for X = 0; −1 where the prompt has fewer tokens. Source: this library.
+
+    Misleads when it is read as the rank of the stream: it says whether the longest rows are collinear,
+    and nothing of the others.
 
     >>> from mcr_lens.metrics import token_norms, top_rows
     >>> x = torch.tensor([[[9.0, 0.0], [8.0, 0.0], [0.0, 1.0]]])

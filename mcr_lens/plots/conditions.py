@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.conditions import condition, condition_names
 from mcr_lens.plots.panels import Line, Panel, draw
@@ -65,7 +66,7 @@ def plot_comparison(ds: xr.Dataset, *, baseline: str = "clean", dark: bool = Fal
     names = condition_names(ds)
     if baseline not in names:
         raise ValueError(
-            f"baseline={baseline!r} is not a condition of the result; it holds {', '.join(names)}"
+            f"baseline={as_shown(baseline)} is not a condition of the result; it holds {', '.join(names)}"
         )
     others = [name for name in names if name != baseline]
     if not others:

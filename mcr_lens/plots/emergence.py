@@ -26,8 +26,11 @@ DECADES = 100
 
 MEAN = "averaged over all layers"
 
-MARK, DOTTED = "from here to the end", {"color": GREY, "dash": "dot", "width": 1.5}
-"""What a line across a panel says, and how it looks."""
+MARK = "from here to the end"
+"""What a line across a panel says."""
+
+DOTTED: dict[str, str | float] = {"color": GREY, "dash": "dot", "width": 1.5}
+"""How such a line looks."""
 
 
 @dataclass(frozen=True)

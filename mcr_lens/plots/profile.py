@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown, is_iterable
 from mcr_lens.phases import Phases, detect_phases
 from mcr_lens.plots.panels import Line, Panel, draw
 from mcr_lens.plots.series import RANKED, Results, Series, heading, legend_of, line_of, read_series
@@ -98,6 +99,8 @@ def shades(
             phases = detect_phases(ds)
         except ValueError:  # too few depths, or what they are told from was not measured or is not finite
             return []
+    if not isinstance(phases, Phases):
+        raise TypeError(f"phases came as {as_shown(phases)}; pass what detect_phases returns, 'auto' or None")
     last = int(ds.attrs["n_layers"])
     if phases.n_depths != last + 1:
         raise ValueError(
@@ -151,6 +154,8 @@ def usual_panels(series: Sequence[Series]) -> list[Panel]:
 
 
 def _named(series: Sequence[Series], variables: str | Sequence[str]) -> list[Panel]:
+    if not is_iterable(variables):
+        raise TypeError(f"variables came as {type(variables).__name__}; name one or more of the result")
     names = [variables] if isinstance(variables, str) else list(variables)
     if not names:
         raise ValueError("variables is empty; name at least one, or leave it out for the usual profile")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import is_iterable
 from mcr_lens._optional import require
 from mcr_lens.phases import Phases
 from mcr_lens.plots.panels import Legend, Line, Panel, draw
@@ -161,6 +162,8 @@ def _names(series: Sequence[Series], variables: str | Sequence[str] | None) -> l
             held = ", ".join(common) or "nothing by depth"
             raise ValueError(f'no readouts (attribute group="readout") to draw; name some of {held}')
     else:
+        if not is_iterable(variables):
+            raise TypeError(f"variables came as {type(variables).__name__}; name one or more of the result")
         names = [variables] if isinstance(variables, str) else list(variables)
         if not names:
             raise ValueError("variables is empty; name at least one, or leave it out for all readouts")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.panels import log_ticks
 from mcr_lens.plots.theme import AXIS, RIGHT, SEQUENTIAL, depth_ticks, frame, plain, shortened
@@ -124,7 +125,7 @@ def plot_pattern(
     many = patterns.sizes["shown"]
     if not isinstance(shown, int) or isinstance(shown, bool) or not 0 <= shown < many:
         heads = ", ".join(f"{i}: {_head(closeup, i)}" for i in range(many))
-        raise ValueError(f"shown={shown!r} is not a head of this close-up; it holds {heads}")
+        raise ValueError(f"shown={as_shown(shown)} is not a head of this close-up; it holds {heads}")
     values = patterns.values[shown].astype(float)
     if closeup.attrs.get("attention") == "causal":
         values = np.where(np.tri(len(values), dtype=bool), values, np.nan)

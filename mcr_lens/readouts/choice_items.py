@@ -1,9 +1,11 @@
 """Questions with a choice of answers: what is one, and how is it made of a benchmark's record?"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from mcr_lens._checks import as_shown
 
 HARNESS = "lm-evaluation-harness (EleutherAI, v0.4)"
 
@@ -38,6 +40,10 @@ class ChoiceItem:
     style: str = "own"
 
     def __post_init__(self) -> None:
+        for name in ("contexts", "continuations"):
+            if not isinstance(getattr(self, name), Sequence):
+                kind = type(getattr(self, name)).__name__
+                raise TypeError(f"{name} came as {kind}; pass one text for each choice")
         contexts, continuations = tuple(self.contexts), tuple(self.continuations)
         for name, texts in (("contexts", contexts), ("continuations", continuations)):
             wrong = [text for text in texts if not isinstance(text, str)]
@@ -53,10 +59,14 @@ class ChoiceItem:
         if not all(text.strip() for text in continuations):
             raise ValueError("a choice is empty, so there is nothing to score; leave the question out")
         if isinstance(self.gold, bool) or not isinstance(self.gold, int) or not 0 <= self.gold < n:
-            raise ValueError(f"gold={self.gold!r}: pass the number of the right choice, 0..{n - 1}")
+            raise ValueError(f"gold={as_shown(self.gold)}: pass the number of the right choice, 0..{n - 1}")
+        if not isinstance(self.lengths, Sequence) or isinstance(self.lengths, str):
+            raise TypeError(f"lengths came as {type(self.lengths).__name__}; pass a number for each choice")
         lengths = tuple(self.lengths) or tuple(len(text.strip()) for text in continuations)
         if len(lengths) != n or not all(isinstance(length, int) and length > 0 for length in lengths):
-            raise ValueError(f"lengths={self.lengths!r}: pass {n} positive numbers of characters, or none")
+            raise ValueError(
+                f"lengths={as_shown(self.lengths)}: pass {n} positive numbers of characters, or none"
+            )
         for name, value in (("contexts", contexts), ("continuations", continuations), ("lengths", lengths)):
             object.__setattr__(self, name, value)
 
@@ -78,7 +88,7 @@ def item_of(record: Any, style: str, delimiter: str | None = None) -> ChoiceItem
     needed, make = STYLES[style]
     missing = [name for name in needed if name not in record]
     if missing:
-        there = ", ".join(map(str, record)) or "none"
+        there = ", ".join(str(name)[:40] for name in record) or "none"
         raise RecordError(f"has no field {missing[0]!r}, which {style!r} needs; its fields are: {there}")
     try:
         return make(record, delimiter)
@@ -102,7 +112,7 @@ def style_of(record: Any) -> str:
         if set(needed) <= set(record):
             return name
     known = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in STYLES.items())
-    there = ", ".join(map(str, record)) or "none"
+    there = ", ".join(str(name)[:40] for name in record) or "none"
     raise RecordError(f"has the fields {there}, which are those of no known style ({known})")
 
 
@@ -126,6 +136,8 @@ def _arc(record: Record, _: str | None) -> ChoiceItem:
             raise RecordError("has no 'choices' with the lists 'text' and 'label'")
         texts, labels = _texts(choices, "text"), _texts(choices, "label")
     key = record["answerKey"]
+    if len(labels) != len(texts):
+        raise RecordError(f"has {len(texts)} choices and {len(labels)} labels for them; give each its own")
     if key not in labels:
         raise RecordError(f"has answerKey {key!r}, which is none of its labels {', '.join(labels)}")
     return _same_context(f"Question: {stem}\nAnswer: ", texts, labels.index(key), "arc")
@@ -206,7 +218,7 @@ def _number(record: Record, name: str) -> int:
     value = record[name]
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(value, bool | float) or number < 0:
         raise RecordError(

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mcr_lens.prompt_files import read_utf8
+from mcr_lens._checks import as_shown, is_iterable, path_of
+from mcr_lens.prompt_files import read_utf8, what_is_wrong
 from mcr_lens.prompt_sources import DatasetPrompts
 from mcr_lens.readouts.choice_items import STYLES, ChoiceItem, RecordError, item_of, style_of
 
@@ -61,12 +62,16 @@ def read_choices(
 
     Source: the templates of lm-evaluation-harness' tasks arc_easy, arc_challenge, hellaswag and winogrande.
     """
-    if style is not None and style not in STYLES:
-        raise ValueError(f"style={style!r}: pass {', '.join(map(repr, STYLES))}, or None to recognise it")
+    if style is not None and (not isinstance(style, str) or style not in STYLES):
+        raise ValueError(
+            f"style={as_shown(style)}: pass {', '.join(map(repr, STYLES))}, or None to recognise it"
+        )
     if delimiter is not None and (not isinstance(delimiter, str) or style not in (None, "query")):
-        raise ValueError(f"delimiter={delimiter!r} is a text that goes with the style 'query'; leave it out")
+        raise ValueError(
+            f"delimiter={as_shown(delimiter)} is a text that goes with the style 'query'; leave it out"
+        )
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={limit!r}: pass how many questions to read at most, or None for all")
+        raise ValueError(f"limit={as_shown(limit)}: pass how many questions to read at most, or None for all")
     records = _records(source, DatasetPrompts(str(source), config, split, "", revision, streaming))
     found: list[ChoiceItem] = []
     for place, record in islice(records.rows, limit):
@@ -106,7 +111,7 @@ def source_name(source: Any) -> str | None:
 
 def _records(source: Any, dataset: DatasetPrompts) -> Records:
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
+        path = path_of(source)
         if path.is_file():
             return Records(str(path), _of_file(path))
         if path.suffix in FILES:
@@ -114,7 +119,7 @@ def _records(source: Any, dataset: DatasetPrompts) -> Records:
         name = f"dataset {dataset.name!r}, split {dataset.split!r}"
         rows = dataset._rows()
         return Records(name, ((f", row {number}", row) for number, row in enumerate(rows)))
-    if isinstance(source, Mapping | ChoiceItem) or not isinstance(source, Iterable):
+    if isinstance(source, Mapping | ChoiceItem) or not is_iterable(source):
         raise TypeError(
             f"questions came as {type(source).__name__}; pass a path, the name of a dataset, or a list of "
             "records"
@@ -128,10 +133,9 @@ def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             listed = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is not a JSON list ({error.msg} in line {error.lineno}, column {error.colno})"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            line = f" of line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise ValueError(f"{path} is not a JSON list ({what_is_wrong(error)}{line})") from None
         yield from ((f", record {number}", record) for number, record in enumerate(listed))
         return
     for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines cuts at form feeds too
@@ -139,8 +143,6 @@ def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg} at column {error.colno})"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({what_is_wrong(error)})") from None
         yield f", line {number}", record

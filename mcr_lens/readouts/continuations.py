@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mcr_lens._checks import as_shown, encodable
 from mcr_lens.batches import Batch
 from mcr_lens.hookpoints import HookedModel, check_eval, context_length, model_name
 from mcr_lens.interventions import Intervention, hooks_of, listed
@@ -127,7 +128,8 @@ def lens_of(model: HookedModel, lens: Any) -> Lens:
     """
     if lens is None:
         return Lens(unembedding(model))
-    if isinstance(lens, str) or not callable(getattr(lens, "translate", None)):  # strings have one too
+    texts = str | bytes | bytearray  # these have a method of that name too
+    if isinstance(lens, texts) or not callable(getattr(lens, "translate", None)):
         raise TypeError(
             f"lens came as {type(lens).__name__}; pass None for the logit lens, or a tuned lens, which has a "
             "method translate(stream, depth)"
@@ -159,8 +161,8 @@ def encode(
 
     Source: lm-evaluation-harness, `_encode_pair` and `loglikelihood`.
     """
-    if prepend_bos not in (True, False, "auto"):
-        raise ValueError(f"prepend_bos={prepend_bos!r}: pass 'auto', True or False")
+    if not isinstance(prepend_bos, bool) and not (isinstance(prepend_bos, str) and prepend_bos == "auto"):
+        raise ValueError(f"prepend_bos={as_shown(prepend_bos)}: pass 'auto', True or False")
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(f"{model_name(model)} has no tokenizer, so it cannot read text; pass tokenizer=")
     known: dict[Pair, Asked] = {}
@@ -173,11 +175,13 @@ def encode(
 
 def _encode(model: Any, pair: Pair, prepend_bos: bool | str, name: str) -> Asked:
     context, continuation = pair
+    if not encodable(context + continuation):
+        raise ValueError(f"{name} is not valid text (a lone surrogate); clean it")
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     if bare:
-        whole = _ids(model, bare + continuation, prepend_bos)
-        start = len(_ids(model, bare, prepend_bos))
+        whole = _ids(model, bare + continuation, prepend_bos, name)
+        start = len(_ids(model, bare, prepend_bos, name))
     else:
         whole, start = _behind_prefix(model, continuation), 1
     targets = whole[start:]
@@ -196,9 +200,9 @@ def _encode(model: Any, pair: Pair, prepend_bos: bool | str, name: str) -> Asked
     return Asked(tuple(given), tuple(targets), len(given) < len(whole) - 1)
 
 
-def _ids(model: Any, text: str, prepend_bos: bool | str) -> list[int]:
+def _ids(model: Any, text: str, prepend_bos: bool | str, name: str) -> list[int]:
     """Token ids with BOS as in `measure`; an EOS that a tokenizer adds would stand amid the text."""
-    ids = prompt_from_text(model, text, 0, prepend_bos, None).ids.tolist()
+    ids = prompt_from_text(model, text, name, prepend_bos, None).ids.tolist()
     eos = model.tokenizer.eos_token_id
     if eos is not None and ids[-1] == eos:
         plain = list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -269,14 +273,16 @@ def read(
         rows = torch.repeat_interleave(torch.tensor([len(c) for c in columns]))
         return stream.detach()[rows.to(stream.device), torch.cat(columns).to(stream.device)]
 
-    prompts = [Prompt(torch.tensor(row), None, False, False) for row in given]
-    for batch, streams in by_depth(
-        model, prompts, reduce, batch_size=batch_size, edits=edits, progress=progress
-    ):
+    def score(batch: Batch, streams: list[Tensor]) -> tuple[np.ndarray, dict[str, Tensor]]:
         numbers = [number for row in batch.numbers for number in of_row[row]]
         targets = torch.tensor([token for number in numbers for token in unique[number].targets])
         owner = np.repeat(numbers, [len(unique[number].targets) for number in numbers])
-        scores = token_scores(lens, streams, targets, ("cross_entropy", "accuracy"))
+        return owner, token_scores(lens, streams, targets, ("cross_entropy", "accuracy"))
+
+    prompts = [Prompt(torch.tensor(row), None, False, False) for row in given]
+    for _, (owner, scores) in by_depth(
+        model, prompts, reduce, batch_size=batch_size, edits=edits, then=score, progress=progress
+    ):
         np.add.at(sums, owner, -scores["cross_entropy"].double().numpy().T)
         np.add.at(ranked, owner, scores["accuracy"].double().numpy().T)
     back = {one: number for number, one in enumerate(unique)}

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mcr_lens._checks import as_shown, path_of
+from mcr_lens.prompt_files import what_is_wrong
 from mcr_lens.prompt_sources import DatasetPrompts
 
 TEXTS, LABELS = ("text", "sentence"), ("label",)
@@ -133,7 +135,7 @@ class _Table:
     def columns(self, limit: int | None) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """The wanted columns of each row."""
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"limit={limit!r}: pass how many rows to read at most, or None for all")
+            raise ValueError(f"limit={as_shown(limit)}: pass how many rows to read at most, or None for all")
         names: list[str] = []
         for number, row in islice(self.rows, limit):
             names = names or [self._pick(row, *each) for each in self.wanted]
@@ -162,7 +164,7 @@ def _table(source: Any, wanted: Wanted, dataset: DatasetPrompts) -> _Table:
         raise TypeError(
             f"the source came as {type(source).__name__}; pass a file, or the name of a dataset as text"
         )
-    path = Path(source)
+    path = path_of(source)
     if path.is_file():
         if path.suffix == ".jsonl":
             return _Table(str(path), _objects(path), wanted)
@@ -193,10 +195,9 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg} at column {error.colno}); write an object "
-                "on each line"
+                f"{path}, line {number} is not JSON ({what_is_wrong(error)}); write an object on each line"
             ) from None
         if not isinstance(row, dict):
             raise ValueError(
@@ -258,10 +259,10 @@ def _label(table: _Table, number: int, given: Any) -> str | int:
 def _score(table: _Table, number: int, given: Any) -> float:
     try:
         found = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise table.error(number, f"holds {given!r} for a score; a score is a finite number")
+        raise table.error(number, f"holds {as_shown(given)} for a score; a score is a finite number")
     return found
 
 

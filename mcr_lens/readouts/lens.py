@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mcr_lens.batches import Batch
 from mcr_lens.hookpoints import HookedModel, check_eval, context_length
 from mcr_lens.interventions import Intervention, hooks_of, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
@@ -200,9 +201,8 @@ def read_windows(
     depths = model.cfg.n_layers + 1
     sums = {lens: {name: np.zeros((len(windows), depths)) for name in names} for lens in lenses}
     rows = [window.prompt for window in windows]
-    for batch, streams in by_depth(
-        model, rows, lambda stream, _: stream.detach(), batch_size=batch_size, edits=edits, progress=progress
-    ):
+
+    def score(batch: Batch, streams: list[Tensor]) -> None:
         chosen = [windows[number] for number in batch.numbers]
         predicting, targets, owner = scored(chosen, streams[0].shape[1])
         streams = [stream[predicting.to(stream.device)] for stream in streams]
@@ -210,7 +210,13 @@ def read_windows(
             for name, values in token_scores(lens, streams, targets, names).items():
                 total = torch.zeros(depths, len(chosen), dtype=torch.float64)
                 total.index_add_(1, owner, values.double())
-                sums[key][name][list(batch.numbers)] = total.T.numpy()
+                sums[key][name][list(batch.numbers)] = total.T.numpy()  # put, not added: it may come again
+
+    for _ in by_depth(
+        model, rows, lambda stream, _: stream.detach(), batch_size=batch_size, edits=edits, then=score,
+        progress=progress,
+    ):  # fmt: skip
+        pass
     return sums
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
-from mcr_lens.readouts.layout import Variable, about, readout, with_interval
+from mcr_lens.readouts.layout import Variable, about, check_task, readout, with_interval
 from mcr_lens.readouts.probe_data import Data, ProbeWarning, Split, join, make_split, read_labels, shuffled
 from mcr_lens.readouts.probe_fits import GRID, PATIENCE, STEPS, TOLERANCE, Fitted, fit_all
 from mcr_lens.readouts.probe_intervals import share_interval
@@ -105,6 +106,7 @@ def linear_probe(
     arXiv 1909.03368 (controls and selectivity; there labels are drawn by word, here shuffled among texts).
     """
     require("sklearn.linear_model", extra="probes")
+    check_task(task)
     _check(pooling, seeds, {"test_share": test_share, "validation_share": validation_share})
     known = hooked(model, tokenizer)
     options = {"prepend_bos": prepend_bos, "max_length": max_length}
@@ -135,13 +137,13 @@ def linear_probe(
 
 def _check(pooling: Any, seeds: Any, shares: dict[str, Any]) -> None:
     if not isinstance(pooling, str):
-        raise ValueError(f"pooling={pooling!r}: pass one of {', '.join(map(repr, POOLINGS))}")
+        raise ValueError(f"pooling={as_shown(pooling)}: pass one of {', '.join(map(repr, POOLINGS))}")
     check_poolings(pooling)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"seeds={seeds!r}: pass how many splits to make, such as 5")
+        raise ValueError(f"seeds={as_shown(seeds)}: pass how many splits to make, such as 5")
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise ValueError(f"{name}={share!r}: pass a share between 0 and 1, such as 0.2")
+            raise ValueError(f"{name}={as_shown(share)}: pass a share between 0 and 1, such as 0.2")
 
 
 def _scores(data: Data, splits: Sequence[Split], answers: Sequence[np.ndarray]) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.hookpoints import check_eval
 from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.choice_items import HARNESS, ChoiceItem
@@ -86,7 +87,7 @@ def multiple_choice(
     interventions = listed(interventions)
     check_eval(model)
     if task is not None and not isinstance(task, str):
-        raise TypeError(f"task={task!r}: pass what the questions are called, as text")
+        raise TypeError(f"task={as_shown(task)}: pass what the questions are called, as text")
     questions = read_choices(items, style=style, limit=limit)
     chosen = lens_of(model, lens)
     places = [(i, c) for i, item in enumerate(questions) for c in range(len(item.continuations))]

@@ -101,6 +101,14 @@ def _check_counts(data: Data) -> None:
     least = 2 if data.has_test else 3
     first = np.unique(data.same[: data.n_given], return_index=True)[1]
     counts = np.bincount(data.labels[first], minlength=len(data.classes))
+    if counts.min() < least and len(first) < data.n_given:
+        twice = _labelled_twice(data)
+        if twice:
+            raise ValueError(
+                f"labels: {twice} of {data.n_given} texts come again with another label, and a text counts "
+                f"for its first one, so {data.classes[int(counts.argmin())]!r} is left with {counts.min()}; "
+                "give each text one label"
+            )
     if counts.min() < least:
         raise ValueError(
             f"labels: {data.classes[int(counts.argmin())]!r} has {counts.min()} different texts; every class "
@@ -115,6 +123,13 @@ def _check_counts(data: Data) -> None:
             ProbeWarning,
             stacklevel=4,
         )
+
+
+def _labelled_twice(data: Data) -> int:
+    """How many texts come again with another label than the first time."""
+    same, labels = data.same[: data.n_given], data.labels[: data.n_given]
+    first = np.unique(same, return_index=True)[1]  # numbers of texts count up from 0
+    return int((labels != labels[first][same]).sum())
 
 
 def _listed(classes: Sequence[Any]) -> str:

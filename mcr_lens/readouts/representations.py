@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mcr_lens._checks import as_shown, is_iterable
 from mcr_lens.batches import Batch
 from mcr_lens.hookpoints import HookedModel, check_eval
 from mcr_lens.measurement import PromptWarning
@@ -75,9 +76,12 @@ def check_poolings(pooling: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown one, or none.
     """
-    names = (pooling,) if isinstance(pooling, str) else tuple(dict.fromkeys(pooling))
-    if not names or any(name not in POOLINGS for name in names):
-        raise ValueError(f"pooling={pooling!r}: pass {', '.join(map(repr, POOLINGS))}, or several of them")
+    listed = list(pooling) if is_iterable(pooling) and not isinstance(pooling, str) else [pooling]
+    names = tuple(dict.fromkeys(name for name in listed if isinstance(name, str)))
+    if not names or any(not isinstance(name, str) or name not in POOLINGS for name in listed):
+        raise ValueError(
+            f"pooling={as_shown(pooling)}: pass {', '.join(map(repr, POOLINGS))}, or several of them"
+        )
     return names
 
 

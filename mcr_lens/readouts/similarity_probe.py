@@ -7,8 +7,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from mcr_lens._checks import as_shown, check_seed
 from mcr_lens.ranks import correlate
-from mcr_lens.readouts.layout import Variable, about, readout, with_interval
+from mcr_lens.readouts.layout import Variable, about, check_task, readout, with_interval
 from mcr_lens.readouts.representations import POOLINGS, check_poolings, has_bos, pooled, read_rows
 from mcr_lens.served import hooked
 
@@ -72,13 +73,15 @@ def similarity_probe(
     Source: Cer et al. 2017, arXiv 1708.00055 (semantic textual similarity); Spearman 1904; by depth: this
     library.
     """
+    check_task(task)
     if not isinstance(pooling, str):
-        raise ValueError(f"pooling={pooling!r}: pass one of {', '.join(map(repr, POOLINGS))}")
+        raise ValueError(f"pooling={as_shown(pooling)}: pass one of {', '.join(map(repr, POOLINGS))}")
     check_poolings(pooling)
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 100:
-        raise ValueError(f"resamples={resamples!r}: pass a whole number of at least 100, such as 2000")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r}: pass a whole number from 0 on")
+        raise ValueError(
+            f"resamples={as_shown(resamples)}: pass a whole number of at least 100, such as 2000"
+        )
+    check_seed(seed)
     firsts, seconds = _both(pairs)
     wanted = _numbers(scores, len(firsts))
     known = hooked(model, tokenizer)
@@ -119,7 +122,10 @@ def _both(pairs: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _numbers(scores: Any, n: int) -> Float[np.ndarray, " pair"]:
-    values = np.asarray(scores)
+    try:
+        values = np.asarray(scores)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"scores came as {type(scores).__name__}; pass a list of numbers") from None
     if values.dtype.kind not in "fiub" or values.shape != (n,):
         raise ValueError(
             f"scores hold {values.dtype} of shape {values.shape}; pass one number for each of the {n} pairs"

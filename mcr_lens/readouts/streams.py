@@ -23,8 +23,9 @@ def by_depth(
     *,
     batch_size: int | Literal["auto"] = "auto",
     edits: Sequence[tuple[str, Any]] = (),
+    then: Callable[[Batch, list[Any]], Any] = lambda batch, found: found,
     progress: bool = False,
-) -> Iterator[tuple[Batch, list[Reduced]]]:
+) -> Iterator[tuple[Batch, Any]]:
     """Run prompts through the model once; for each batch, what `reduce` makes of the stream at depths 0..L.
 
     `reduce(stream, batch)` is called at the hook, without gradients, with the stream of the whole batch:
@@ -32,26 +33,28 @@ def by_depth(
     stream itself takes `stream.detach()`; it lives as long as it is kept. The unembedding is skipped. `edits`
     are hooks of interventions, which come before what is read.
 
+    `then(batch, found)` makes of a batch what comes out in the place of the list; where it needs memory, it
+    belongs here: a batch that does not fit is run again in smaller ones, up to here, with a warning.
+
     Raises:
         TypeError: not a TransformerLens model.
         ValueError: a model in training mode, or a batch size that is neither positive nor "auto".
         MissingHookPointError: the model lacks a hook point of the stream.
         HookDidNotFireError: a hook point of the stream was never reached.
         NonFiniteActivationError: NaN or infinity in the stream of a real token.
+        MemoryError: a single prompt does not fit in memory.
 
     Source: this library.
     """
     check_eval(model)
     names = hook_names(model, "resid")
     arguments = forward_arguments(model, needs_logits=False)
-    for batch in in_batches(model, rows, batch_size, progress=progress):
+
+    def run(batch: Batch) -> Any:
         found: dict[int, Reduced] = {}
         broken: dict[int, Tensor] = {}
 
-        def take(
-            stream: Tensor, hook: Any = None, *, depth: int, batch: Batch = batch,
-            found: dict[int, Any] = found, broken: dict[int, Tensor] = broken,
-        ) -> None:  # fmt: skip
+        def take(stream: Tensor, hook: Any = None, *, depth: int) -> None:
             found[depth] = reduce(stream, batch)
             broken[depth] = _broken_rows(stream, batch.lengths)
 
@@ -59,7 +62,9 @@ def by_depth(
         with torch.no_grad(), running(batch.numbers), model.hooks(fwd_hooks=[*edits, *hooks]):
             model(batch.tokens, **arguments)
         _check(model, names, batch, found, broken)
-        yield batch, [found[depth] for depth in range(len(names))]
+        return then(batch, [found[depth] for depth in range(len(names))])
+
+    yield from in_batches(model, rows, batch_size, run, progress=progress)
 
 
 def _broken_rows(stream: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mcr_lens._checks import first_line, path_of
 from mcr_lens._files import replacing
 from mcr_lens.hookpoints import HookedModel, model_name
 
@@ -32,9 +33,14 @@ class TunedLens:
     is translated. `training` says how they were trained, and with what loss on text held out.
 
     Raises:
+        TypeError: weights that are no tensors of floating point numbers.
         ValueError: weights that do not fit each other, or are not finite.
 
     Source: arXiv 2303.08112 (Belrose et al. 2023), section 3.
+
+    >>> lens = TunedLens(torch.zeros(2, 3, 3), torch.zeros(2, 3))  # nothing learned yet: the logit lens
+    >>> lens.weight.shape
+    torch.Size([2, 3, 3])
     """
 
     weight: Float[Tensor, "depth d_model d_model"]
@@ -42,6 +48,12 @@ class TunedLens:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, given in (("weight", self.weight), ("bias", self.bias)):
+            if not isinstance(given, Tensor) or not given.is_floating_point():
+                kind = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
+                raise TypeError(f"{name} came as {kind}; translators are tensors of floating point numbers")
+        if not isinstance(self.training, dict):
+            raise TypeError(f"training came as {type(self.training).__name__}; pass a dict of what is known")
         weight, bias = tuple(self.weight.shape), tuple(self.bias.shape)
         if len(bias) != 2 or weight != (*bias, bias[1]):
             raise ValueError(
@@ -81,15 +93,15 @@ class TunedLens:
         Raises:
             FileNotFoundError: the folder does not exist.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        target = Path(path)
+        target = path_of(path)
         if not target.parent.is_dir():
             raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
         about = {"format": FORMAT, "training": json.dumps(self.training)}
         with replacing(target) as part:
             tensors = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=about)
+            part.write_bytes(_in_order(save({n: t.contiguous() for n, t in tensors.items()}, about)))
         return target
 
     @staticmethod
@@ -102,7 +114,7 @@ class TunedLens:
         """
         from safetensors import SafetensorError, safe_open
 
-        source = Path(path)
+        source = path_of(path)
         if not source.is_file():
             raise FileNotFoundError(f"{source} is not a file")
         try:
@@ -113,9 +125,20 @@ class TunedLens:
                 tensors = {name: file.get_tensor(name) for name in ("weight", "bias")}
         except SafetensorError as error:
             raise TunedLensFileError(
-                f"{source} cannot be read as safetensors ({error}); it is damaged or of another kind"
+                f"{source} cannot be read as safetensors ({first_line(error)}); it is damaged or of another "
+                "kind"
             ) from None
         try:
             return TunedLens(**tensors, training=json.loads(about.get("training", "{}")))
-        except ValueError as error:  # weights that do not fit, or JSON that is none
-            raise TunedLensFileError(f"{source} is a damaged tuned lens ({error}); save it anew") from None
+        except (TypeError, ValueError, RecursionError) as error:  # misfits, or no JSON
+            why = first_line(error)
+            raise TunedLensFileError(f"{source} is a damaged tuned lens ({why}); save it anew") from None
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same safetensors with the names in its header sorted: by itself their order is drawn each time."""
+    size = int.from_bytes(file[:8], "little")
+    names = json.loads(file[8 : 8 + size])
+    header = json.dumps(names, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + file[8 + size :]

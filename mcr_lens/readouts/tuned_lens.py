@@ -4,12 +4,12 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import path_of
 from mcr_lens.hookpoints import check_eval, context_length
 from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
@@ -149,5 +149,5 @@ def _share(share: float) -> float:
 
 def _check_folder(save: str | os.PathLike[str] | None) -> None:
     """Before the training, and not after it."""
-    if save is not None and not Path(save).parent.is_dir():
-        raise FileNotFoundError(f"{Path(save).parent} is not a folder; create it first")
+    if save is not None and not path_of(save).parent.is_dir():
+        raise FileNotFoundError(f"{path_of(save).parent} is not a folder; create it first")

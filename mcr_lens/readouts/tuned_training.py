@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mcr_lens._checks import as_shown, check_seed
 from mcr_lens.hookpoints import HookedModel, check_eval, context_length
 from mcr_lens.provenance import describe
 from mcr_lens.readouts.lens import Lens, parts, read_windows, scored
@@ -221,6 +222,8 @@ class _State:
         with torch.no_grad():
             weight = self.size[..., None] * self.weight / self.deviation[:, None]
             bias = self.size * self.bias - torch.einsum("lij,lj->li", weight, self.mean)
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ValueError("the training ran away to NaN or infinity; pass a smaller learning_rate=")
         return TunedLens(weight.detach().clone(), bias.detach().clone())
 
 
@@ -277,15 +280,14 @@ def check_recipe(recipe: Training) -> None:
     for name in ("steps", "tokens_per_step"):
         value = getattr(recipe, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: pass a positive whole number")
+            raise ValueError(f"{name}={as_shown(value)}: pass a positive whole number")
     for name, least in (("learning_rate", "a positive number"), ("weight_decay", "0 or more")):
         value = getattr(recipe, name)
         if not _is_number(value) or value < 0 or (value == 0 and name == "learning_rate"):
-            raise ValueError(f"{name}={value!r}: pass {least}")
+            raise ValueError(f"{name}={as_shown(value)}: pass {least}")
     if not _is_number(recipe.held_out) or not 0 < recipe.held_out < 1:
-        raise ValueError(f"held_out={recipe.held_out!r}: pass a share between 0 and 1")
-    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or recipe.seed < 0:
-        raise ValueError(f"seed={recipe.seed!r}: pass a whole number from 0 on")
+        raise ValueError(f"held_out={as_shown(recipe.held_out)}: pass a share between 0 and 1")
+    check_seed(recipe.seed)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcr_lens._checks import as_shown
 from mcr_lens.hookpoints import HookedModel
 from mcr_lens.prompt_files import read_utf8
 from mcr_lens.prompts import Prompt, items_of, own_bos, read_prompts
@@ -132,11 +133,13 @@ def _sizes(context: int | None, window: int | None, stride: int | None) -> tuple
         window = min(context or LONGEST, LONGEST)
     if not _whole(window) or window < 2 or (context is not None and window > context):
         most = f"2..{context}, the model's context" if context is not None else "2 or more"
-        raise ValueError(f"window={window!r}: pass a number of tokens in {most}")
+        raise ValueError(f"window={as_shown(window)}: pass a number of tokens in {most}")
     if stride is None:
         stride = max(1, window // 2)
     if not _whole(stride) or not 1 <= stride < window:
-        raise ValueError(f"stride={stride!r}: pass a number of tokens in 1..{window - 1}, below the window")
+        raise ValueError(
+            f"stride={as_shown(stride)}: pass a number of tokens in 1..{window - 1}, below the window"
+        )
     return window, stride
 
 

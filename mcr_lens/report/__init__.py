@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from mcr_lens._checks import path_of
 from mcr_lens._files import replacing
 from mcr_lens.report.page import render
 from mcr_lens.report.story import read_story
@@ -53,7 +54,7 @@ def write_report(
     Source: this library.
     """
     story = read_story(ds, diagnosis, conditions, close_up)
-    target = Path(path)
+    target = path_of(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
     if not target.parent.is_dir():

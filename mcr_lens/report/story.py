@@ -40,6 +40,13 @@ def read_story(
         ResultSchemaError: not a result, no prompts, or parts of different models or prompts.
     """
     validate(ds)
+    if diagnosis is not None and not isinstance(diagnosis, Mapping) and not hasattr(diagnosis, "findings"):
+        raise TypeError(
+            f"diagnosis came as {type(diagnosis).__name__}; pass what mcr_lens.diagnose returns, or its "
+            "to_json()"
+        )
+    if isinstance(diagnosis, Mapping) and not {"summary", "claims"} <= set(diagnosis):
+        raise ValueError("diagnosis lacks its summary or claims; pass what Diagnosis.to_json() returns")
     if conditions is None and "condition" in ds.dims:
         conditions = ds
     baseline = BASELINE

@@ -26,6 +26,8 @@ from mcr_lens import (
 LAYER = 2
 REFERENCE = [[5, 9, 13, 17, 21], [7, 11, 6, 100, 90, 80]]
 SITES = ("mlp_out", "attn_out", "z", "resid")
+TWO_SITES = ("mlp_out", "z", *(pytest.param(site, marks=pytest.mark.slow) for site in ("attn_out", "resid")))
+"""With the lowest versions, one site of the stream and one of the heads will do."""
 
 
 def edits_at(model, site: str, layer: int = LAYER) -> dict:
@@ -102,7 +104,7 @@ def test_upstream_is_bitwise_unchanged_and_downstream_is_not(any_model, tokens, 
         assert all(not torch.equal(a, b) for a, b in zip(*after(plain, edited), strict=True)), name
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", TWO_SITES)
 def test_only_the_chosen_rows_change_at_the_edited_depth(any_model, tokens, site):
     """At depth l + 1 the other positions are as before (experts round by who else is routed to them)."""
     plain = run(any_model, tokens).stream[LAYER + 1]
@@ -114,7 +116,7 @@ def test_only_the_chosen_rows_change_at_the_edited_depth(any_model, tokens, site
             assert not torch.allclose(plain[:, position], edited[:, position]), name
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", TWO_SITES)
 def test_scaling_by_one_is_nothing_and_by_zero_is_the_zero_ablation(any_model, tokens, site):
     """λ = 1: bitwise no intervention; λ = 0: bitwise the zero ablation; a clamp beyond the norm: nothing."""
     where = {"layers": [0, LAYER], "positions": slice(0, 5)}
@@ -149,7 +151,14 @@ def test_two_edits_of_one_place_are_made_in_their_order(llama, tokens):
         np.testing.assert_allclose(ds.mlp_bos_norm.sel(layer=1), norm, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resample", "by token", "every token", "mean"])
+KINDS = (
+    "resample",
+    "by token",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("every token", "mean")),
+)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_batches_make_no_difference(any_model, prompts, name):
     """Padded together or one at a time: the same tokens get the same edit."""
     edit = edits_at(any_model, "mlp_out", 1)[name]

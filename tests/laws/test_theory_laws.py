@@ -85,6 +85,7 @@ def test_there_are_enough_of_them():
     assert TOGETHER * TIMES * len(KINDS) > 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 @seed(0)
 @settings(max_examples=TIMES, deadline=None, database=None, phases=[Phase.generate])  # no shrinking: slow
@@ -134,6 +135,7 @@ def check_order(b) -> None:
     assert not (abs(b.bos_part + b.alignment_part - 1) > SMALL).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(96, 48), (48, 96), (200, 24)])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 def test_larger_matrices(kind, shape):

@@ -1,0 +1,107 @@
+"""Is an argument of the right kind at all: a number, a seed, a path? What most calls ask at their door."""
+
+import os
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+LONGEST = 4095
+"""Bytes of a path, on the systems that this library is run on."""
+
+
+def as_shown(given: Any) -> str:
+    """A value as a message shows it: on one line, and not all of a large one.
+
+    >>> as_shown([1, 2]), len(as_shown(list(range(1000))))
+    ('[1, 2]', 201)
+    """
+    text = " ".join(repr(given).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def is_iterable(given: Any) -> bool:
+    """Whether there is something to go through; a tensor without axes says so and is not.
+
+    >>> is_iterable([1]), is_iterable(5)
+    (True, False)
+    """
+    try:
+        iter(given)
+    except TypeError:
+        return False
+    return True
+
+
+def is_number(given: Any) -> bool:
+    """Whether it is one real number, numpy's included; neither text nor True.
+
+    >>> is_number(0.3), is_number("0.3"), is_number(True)
+    (True, False, False)
+    """
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is not a seed.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed={as_shown(seed)}: pass a whole number from 0 on")
+
+
+def check_threshold(threshold: Any, *, zero: bool = True) -> None:
+    """Refuse what no head's mean attention could reach or miss.
+
+    Raises:
+        ValueError: not a number from 0 to 1, or 0 where every head would pass.
+    """
+    if not is_number(threshold) or not 0 <= threshold <= 1 or (threshold == 0 and not zero):
+        raise ValueError(f"threshold={as_shown(threshold)}: mean attention lies between 0 and 1")
+
+
+def check_ratio(ratio: Any) -> None:
+    """Refuse a norm ratio from which on no row could be called massive.
+
+    Raises:
+        ValueError: not a number above 1.
+    """
+    if not is_number(ratio) or not ratio > 1:
+        raise ValueError(
+            f"ratio={as_shown(ratio)}: a massive row is longer than the others; pass a number above 1"
+        )
+
+
+def path_of(given: Any) -> Path:
+    """The path that a user named.
+
+    Raises:
+        TypeError: not a path.
+        ValueError: no file can be called like this.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"expected the path of a file, got {type(given).__name__}")
+    path = Path(os.fsdecode(given))
+    try:
+        raw = os.fsencode(path)
+        fine = b"\0" not in raw and len(raw) <= LONGEST
+    except UnicodeEncodeError:  # a lone surrogate
+        fine = False
+    if not fine:
+        raise ValueError(f"{as_shown(str(path))} is no path: no file can be called like this")
+    return path
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return str(error).strip().split("\n")[0].strip()[:300] or type(error).__name__
+
+
+def encodable(text: str) -> bool:
+    """Whether a text can be written to a file at all: a lone surrogate cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
