@@ -237,7 +237,7 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> 
 def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World) -> Any:
     if rng.random() < ODD:
         odd = v.anything(rng, world)
-        if isinstance(parameter.default, bool) and hasattr(odd, "shape"):
+        if (isinstance(parameter.default, bool) or parameter.name == "relative") and hasattr(odd, "shape"):
             odd = None  # whether an array is true is not for us to say
         return odd if parameter.name not in MANY or not _is_large(odd) else -1
     pool = OWN.get(name, {}).get(parameter.name) or POOLS.get(parameter.name)

@@ -18,7 +18,7 @@ Make = Callable[[Random, World], Any]
 TEXTS_ODD = (
     "",
     " ",
-    "\n\t",
+    "\t ",
     "\0",
     "a\0b",
     "\ud800",

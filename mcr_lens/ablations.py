@@ -21,8 +21,7 @@ def _make(
     check_site(site)
     if heads is not None and site != "z":
         raise ValueError(
-            f"heads={as_shown(heads)} at site {as_shown(site)}: single heads are "
-            "edited at site 'z'"
+            f"heads={as_shown(heads)} at site {as_shown(site)}: single heads are edited at site 'z'"
         )
     return Intervention(
         site,
@@ -254,4 +253,6 @@ def _frozen(prompts: Any) -> tuple[Any, ...]:
         raise ValueError("prompts is empty; pass at least one reference prompt")
     if all(isinstance(i, int) for i in items):  # a single row of ids
         items = [items]
+    if not all(isinstance(i, str | list) for i in items):
+        raise ValueError("prompts holds single numbers that are no token ids; pass strings or rows of ids")
     return tuple(i if isinstance(i, str) else tuple(i) for i in items)

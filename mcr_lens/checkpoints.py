@@ -161,8 +161,7 @@ def _on_hub(name: str, revisions: Sequence[str] | None) -> dict[int, tuple[Any, 
         raise ValueError(f"{name!r} is no folder; for a model on a hub pass revisions=['step1', 'step1000']")
     if isinstance(revisions, str) or not revisions:
         raise ValueError(
-            f"revisions={as_shown(revisions)}: pass a list of names such as "
-            "['step1', 'step1000']"
+            f"revisions={as_shown(revisions)}: pass a list of names such as ['step1', 'step1000']"
         )
     found: dict[int, tuple[Any, str | None]] = {}
     for revision in revisions:

@@ -8,7 +8,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown, check_seed, check_threshold
 from mcr_lens.ranks import correlate, partial_spearman, spearman
 from mcr_lens.resampling import check_level
-from mcr_lens.results import SCHEMA, require_single
+from mcr_lens.results import SCHEMA, require_axes, require_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +134,7 @@ def dormant_heads(ds: xr.Dataset, *, threshold: float = 0.3, top: int = 3) -> "p
     import pandas as pd
 
     require_single(ds, "sink_score")
+    require_axes(ds, "layer", "head", of="sink_score")
     check_threshold(threshold, zero=False)
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
         raise ValueError(f"top={as_shown(top)}: pass how many prompts to name, a positive integer")

@@ -76,8 +76,9 @@ def condition(ds: xr.Dataset, name: str) -> xr.Dataset:
     Source: this library.
     """
     known = condition_names(ds)
-    if name not in known:
+    if str(name) not in known:
         raise ValueError(f"condition {as_shown(name)} is not in the result; it holds {', '.join(known)}")
+    name = str(name)
     made = interventions_of(ds)[name]
     one = ds.sel(condition=name).drop_vars([c for c in ds.coords if "condition" in ds[c].dims])
     if "token_id" in one.dims:  # the tokens of the other conditions are not in it

@@ -79,6 +79,8 @@ def training_metrics(
                 f"({str(error).split(';')[0]}); measure its checkpoints with mcr_lens.emergence instead"
             ) from error
         longest = context_length(served)
+        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int)):
+            raise ValueError(f"max_length={as_shown(max_length)}: pass a positive number of tokens, or None")
         limit = min((n for n in (max_length, longest) if n is not None), default=None)
         ds = measure(served, prompts, METRICS, max_length=limit, position=position, progress=False)
     return {f"{prefix}{name}": value for name, value in _numbers(ds, threshold).items()}

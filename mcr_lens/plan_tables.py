@@ -73,7 +73,7 @@ class Table:
     def number(self, key: str, *, least: int = 1, or_word: str | None = None) -> Any:
         """A whole number, or a word in its place, or None."""
         value = self.given.get(key)
-        if value is None or (or_word is not None and value == or_word):
+        if value is None or (or_word is not None and isinstance(value, str) and value == or_word):
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             other = f', or "{or_word}"' if or_word else ""

@@ -4,7 +4,7 @@ Positions are absolute: counted from the first position of the sequence, also wh
 cache, where a forward pass holds the newest tokens only.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, TypeAlias
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from mcr_lens._checks import as_shown, encodable
+from mcr_lens._checks import as_shown, encodable, is_iterable
 from mcr_lens.hookpoints import (
     READS,
     HookedModel,
@@ -79,7 +79,9 @@ def read_positions(given: Given) -> Positions:
         return given
     if isinstance(given, str):
         if given != "bos":
-            raise ValueError(f"positions={given!r}: the only name is 'bos'; for a token pass at_tokens()")
+            raise ValueError(
+                f"positions={as_shown(given)}: the only name is 'bos'; for a token pass at_tokens()"
+            )
         return (0,)
     if isinstance(given, slice):
         start, step = 0 if given.start is None else given.start, 1 if given.step is None else given.step
@@ -97,7 +99,7 @@ def integers(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: none, a negative one, or something else.
     """
-    numbers = tuple(given) if isinstance(given, Iterable) else (given,)
+    numbers = tuple(given) if is_iterable(given) else (given,)
     if not numbers or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 0 for n in numbers):
         raise ValueError(f"{what}={as_shown(given)}: pass one or more numbers counted from 0")
     return tuple(sorted({int(n) for n in numbers}))

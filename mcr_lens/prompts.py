@@ -90,9 +90,8 @@ def make_batches(
     Raises:
         ValueError: a batch size that is not a positive integer or "auto".
     """
-    if batch_size != "auto" and (
-        not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
-    ):
+    named = isinstance(batch_size, str) and batch_size == "auto"
+    if not named and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise ValueError(f"batch_size={as_shown(batch_size)}: pass a positive integer or 'auto'")
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -127,6 +127,9 @@ def _whole(ds: xr.Dataset) -> None:
             f"the result has lost {lost[0]!r}, which every result of mcr_lens has; keep its coordinates and "
             "attributes, or load it anew"
         )
+    empty = [axis for axis in ("condition", "step") if ds.sizes.get(axis) == 0]
+    if empty:
+        raise ResultSchemaError(f"the result holds no {empty[0]}; pass one or more")
     for name, array in ds.data_vars.items():
         if array.attrs.get("group") in GROUPS:
             odd = [axis for axis in array.dims if axis not in AXES]
@@ -169,10 +172,18 @@ def require(ds: xr.Dataset, *names: str) -> None:
             f"the result has no {', '.join(map(_called, missing))}; measure again with metrics that include "
             f"{as_shown(missing[0])}"
         )
+    for name in names:
+        about = ds[name].attrs.get("group")
+        if about in GROUPS and about != "loss" and not {"depth", "layer"} & set(ds[name].dims):
+            raise ResultSchemaError(
+                f"{name!r} has neither depths nor layers any more; pass the result as "
+                "mcr_lens.measure returns "
+                "it, and select afterwards"
+            )
 
 
 def _called(name: Any) -> str:
-    return name if isinstance(name, str) else as_shown(name)
+    return name[:100] if isinstance(name, str) else as_shown(name)
 
 
 def require_axes(ds: xr.Dataset, *axes: str, of: str) -> None:
@@ -349,11 +360,33 @@ def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:
         seen |= hashes
     vocabulary = {i: text for ds in parts for i, text in vocabulary_of(ds).items()}
     bare = [ds.drop_dims("token_id") if "token_id" in ds.dims else ds for ds in parts]
+    check_sizes(bare)
     joined = xr.concat(
         bare, dim="prompt", join="exact", combine_attrs="override", data_vars="all",
         coords="different", compat="equals",
     )  # fmt: skip
     return with_vocabulary(joined.assign_coords(prompt=np.arange(joined.sizes["prompt"])), vocabulary)
+
+
+def check_sizes(results: Sequence[xr.Dataset]) -> None:
+    """Refuse in words what does not fit together along another axis than that of prompts.
+
+    Raises:
+        ResultSchemaError: an axis that differs, or that one of them lacks.
+
+    Source: this library.
+    """
+    first, *others = results
+    for ds in others:
+        for axis in set(first.sizes) | set(ds.sizes):
+            if axis != "prompt" and first.sizes.get(axis) != ds.sizes.get(axis):
+                raise ResultSchemaError(
+                    f"results differ along {str(axis)!r} ({first.sizes.get(axis)} and {ds.sizes.get(axis)}); "
+                    "select the same of each first"
+                )
+            both = axis != "prompt" and axis in first.indexes and axis in ds.indexes
+            if both and not first.indexes[axis].equals(ds.indexes[axis]):
+                raise ResultSchemaError(f"results differ along {str(axis)!r}; select the same of each first")
 
 
 def _state(ds: xr.Dataset) -> dict[str, Any]:

@@ -62,8 +62,7 @@ def serve(
         raise ValueError("pass device or device_map, not both")
     if attention is not None and not isinstance(attention, str):
         raise TypeError(
-            f"attention={as_shown(attention)}: pass the name of an implementation, "
-            "such as 'sdpa'"
+            f"attention={as_shown(attention)}: pass the name of an implementation, such as 'sdpa'"
         )
     loaded, tokenizer = _load(str(model), tokenizer, dtype, device, attention, options)
     served = ServedModel(loaded, tokenizer)

@@ -192,7 +192,7 @@ def change_correlation(
             for name, (text, units) in labels.items()
         },
         coords={"pair": [" and ".join(pair) for pair in pairs]},
-        attrs={"model": ds.attrs.get("model", "unknown"), "log": int(log), "threshold": threshold,
+        attrs={"model": ds.attrs.get("model", "unknown"), "log": int(bool(log)), "threshold": threshold,
                "level": level, "resamples": resamples, "seed": seed},
     )  # fmt: skip
 

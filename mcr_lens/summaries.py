@@ -1,6 +1,7 @@
 """Numbers from numbers: thresholds and normalisations, chosen when reading a result."""
 
 import warnings
+from collections.abc import Hashable
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ def colsum_rate(
     [0.0, 1.0, 0.5, 0.75, 0.5, 0.0, 0.0, 0.0]
     """
     variables = {"max_colsum": "strongest_sink_score", "concentration": "colsum_concentration"}
-    if stat not in variables:
+    if not isinstance(stat, Hashable) or stat not in variables:
         raise ValueError(f"stat={as_shown(stat)}: pass 'max_colsum' or 'concentration'")
     require(ds, variables[stat])
     require_axes(ds, "layer", "head", of=variables[stat])
@@ -115,7 +116,7 @@ def normalized_entropy(
     tokens = ds.n_tokens - (1 if variable.endswith("without_bos") else 0)
     width = ds.attrs["d_model"]
     sizes = {"rank": np.minimum(tokens, width), "tokens": tokens, "width": xr.full_like(tokens, width)}
-    if by not in sizes:
+    if not isinstance(by, Hashable) or by not in sizes:
         raise ValueError(f"by={as_shown(by)}: pass 'rank' (ln min(T, d)), 'tokens' (ln T) or 'width' (ln d)")
     size = sizes[by].drop_vars([c for c in tokens.coords if c != "prompt"])
     entropy = ds[variable] / np.log(size.where(size > 1))

@@ -64,7 +64,7 @@ def task_curve(
     name = str(score if score is not None else ds.attrs["score"])
     scores = [str(v) for v in ds.data_vars if "better" in ds[v].attrs and ds[v].dims == ("depth",)]
     if name not in scores:
-        raise ValueError(f"{name!r} is no score of this readout; it has {', '.join(scores)}")
+        raise ValueError(f"{name[:100]!r} is no score of this readout; it has {', '.join(scores)}")
     about = ds[name].attrs
     values = ds[name].values.astype(float)
     if not values.size:
@@ -72,6 +72,13 @@ def task_curve(
     if not np.isfinite(values).all():
         depth = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"{name!r} is {values[depth]} at depth {depth}; a curve needs a number at each")
+    lost = [about[k] for k in ("samples", "weights", "against") if k in about and about[k] not in ds]
+    if lost or ("samples" in about and ds[about["samples"]].ndim < 2):
+        raise ResultSchemaError(
+            f"the readout has lost {(lost or [about['samples']])[0]!r} by text, which "
+            f"{name!r} is made of; pass "
+            "it as it was made"
+        )
     draws = _draws(ds, about, resamples, seed) if "samples" in about else np.empty((0, len(values)))
     return TaskCurve(
         str(ds.attrs.get("task", name)), name, str(about["long_name"]), str(about["units"]), values, draws,

@@ -11,6 +11,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens.results import (
     SAME,
     ResultSchemaError,
+    check_sizes,
     refuse_conditions,
     require,
     validate,
@@ -51,6 +52,7 @@ def join_steps(results: Mapping[int, xr.Dataset], *, model: str | None = None) -
         check_agreement(steps[0], parts[0], step, ds)
     vocabulary = {i: text for ds in parts for i, text in vocabulary_of(ds).items()}
     bare = [ds.drop_dims("token_id") if "token_id" in ds.dims else ds for ds in parts]
+    check_sizes(bare)
     axis = xr.DataArray(
         steps, dims="step", name="step", attrs={"long_name": "Training step", "units": "step"}
     )

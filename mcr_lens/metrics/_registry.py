@@ -175,8 +175,7 @@ def as_metric(
     """
     if not callable(function) or isinstance(function, type) or not isinstance(name, str):
         raise TypeError(
-            f"metric {as_shown(name)} is a {type(function).__name__}; pass a "
-            "function and its name"
+            f"metric {as_shown(name)} is a {type(function).__name__}; pass a function and its name"
         )
     plain = inspect.unwrap(getattr(function, "func", function))
     inputs, options = _parameters(name, function)

@@ -96,9 +96,7 @@ def tightest_row(
     return tightest(caught, row_energies)
 
 
-def tightest(
-    caught: Float64[Tensor, "batch pos"], row_energies: Float64[Tensor, "batch pos"]
-) -> Tightest:
+def tightest(caught: Float64[Tensor, "batch pos"], row_energies: Float64[Tensor, "batch pos"]) -> Tightest:
     """The row of the largest share, from ‖X xᵢ‖² and ‖xᵢ‖² of all rows."""
     along = torch.where(row_energies == 0, 0.0, caught / row_energies)
     shares = (along / row_energies.sum(-1, keepdim=True)).clamp_max(1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import is_iterable
 from mcr_lens._optional import require
 from mcr_lens.plots.series import RANKED
 from mcr_lens.plots.theme import (
@@ -135,6 +136,8 @@ def plot_heads(
     Source: this library; the variables say theirs.
     """
     require_single(ds)
+    if not is_iterable(variable):
+        raise TypeError(f"variable came as {type(variable).__name__}; name one or more of the result")
     names = [variable] if isinstance(variable, str) else list(variable)
     if not names:
         raise ValueError("variable is empty; name at least one, for example 'sink_score'")

@@ -90,6 +90,8 @@ def shades(
     if phases is None or len(series) > 1:
         return []
     ds = series[0].ds
+    if not isinstance(phases, Phases | str | None):
+        raise TypeError(f"phases came as {as_shown(phases)}; pass what detect_phases returns, 'auto' or None")
     if phases == "auto" and "phase" in ds.coords and ds["phase"].dims == ("depth",):
         names = [str(name) for name in ds["phase"].values]
         spans = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names) if name}

@@ -1,13 +1,13 @@
 """At which depth are texts that mean the same close to each other? Cosines beside given scores."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from mcr_lens._checks import as_shown, check_seed
+from mcr_lens._checks import as_shown, check_seed, is_iterable
 from mcr_lens.ranks import correlate
 from mcr_lens.readouts.layout import Variable, about, check_task, readout, with_interval
 from mcr_lens.readouts.representations import POOLINGS, check_poolings, has_bos, pooled, read_rows
@@ -107,12 +107,13 @@ def similarity_probe(
 
 def _both(pairs: Any) -> tuple[list[Any], list[Any]]:
     """The first and the second text of every pair."""
-    if isinstance(pairs, str | Mapping) or not isinstance(pairs, Iterable):
+    if isinstance(pairs, str | Mapping) or not is_iterable(pairs):
         raise TypeError(f"pairs came as {type(pairs).__name__}; pass a list of pairs of texts")
     found = list(pairs)
     for number, pair in enumerate(found):
-        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
-            size = f" of {len(pair)}" if hasattr(pair, "__len__") else ""
+        long = len(pair) if is_iterable(pair) and hasattr(pair, "__len__") else 0
+        if isinstance(pair, str) or long != 2:
+            size = f" of {long}" if long else ""
             raise ValueError(
                 f"pairs: entry {number} is a {type(pair).__name__}{size}; pass two texts for each"
             )

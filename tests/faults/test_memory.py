@@ -267,6 +267,7 @@ def test_words_of_other_devices():
 
 IN_A_SMALL_PROCESS = """
 import resource, warnings
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from mcr_lens import load_model, measure, prompts
@@ -278,19 +279,30 @@ rows = [torch.randint(3, 128, (700 - i,), generator=torch.Generator().manual_see
 metrics = ["bos_norm", "sink_score"]
 whole = measure(model, rows, metrics, batch_size=1, progress=False)
 said = []
+warnings.simplefilter("always")
 warnings.showwarning = lambda message, *rest: said.append(str(message))
-long = [torch.randint(3, 128, (4000,))]  # more than what was given back before
-for room, given in (40, rows), (20, long):
+
+
+def run(room, given):
     said.clear()
-    here = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (here + room * 2**20, resource.RLIM_INFINITY))
+    return measure(model, given, metrics, batch_size=8, progress=False)
+
+
+for room in range(30, 600, 15):  # how much is used besides, by threads for one, is not known before
     try:
-        found = measure(model, given, metrics, batch_size=8, progress=False)
-    except MemoryError as error:
-        print(error)
-    else:
-        print(found.attrs["batch_size"], float(abs(found - whole).max().to_array().max()))
+        found = run(room, rows)
+    except MemoryError:
+        continue
+    print(found.attrs["batch_size"], float(abs(found - whole).max().to_array().max()))
     print(len(said), *said)
+    break
+try:
+    run(20, [torch.randint(3, 128, (4000,))])  # more than what was given back before
+except MemoryError as error:
+    print(error)
+print(len(said), *said)
 """
 
 
