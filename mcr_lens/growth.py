@@ -12,7 +12,7 @@ from mcr_lens._checks import as_shown, check_ratio, check_seed, is_number
 from mcr_lens.ranks import spearman
 from mcr_lens.reading import MASSIVE_RATIO, SINK_LAYER, SINK_THRESHOLD, VALLEY
 from mcr_lens.resampling import Interval, bootstrap, check_level
-from mcr_lens.results import SCHEMA
+from mcr_lens.results import SCHEMA, require_axes
 from mcr_lens.summaries import normalized_entropy, sink_rate
 from mcr_lens.training_steps import require_steps
 
@@ -72,6 +72,8 @@ def emergence_steps(
     criteria and correlation are this library's).
     """
     require_steps(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
+    require_axes(ds, "depth", of="massive_activation_ratio")
+    require_axes(ds, "layer", "head", of="sink_score")
     check_level(level, resamples)
     check_seed(seed)
     least = dict(zip(EVENTS, (ratio, valley, rate), strict=True))
@@ -115,6 +117,8 @@ def emergence_table(ds: xr.Dataset, *, threshold: float = SINK_THRESHOLD) -> "pd
     import pandas as pd
 
     require_steps(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
+    require_axes(ds, "depth", of="massive_activation_ratio")
+    require_axes(ds, "layer", "head", of="sink_score")
     held = _values(ds, threshold)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

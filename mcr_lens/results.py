@@ -172,14 +172,7 @@ def require(ds: xr.Dataset, *names: str) -> None:
             f"the result has no {', '.join(map(_called, missing))}; measure again with metrics that include "
             f"{as_shown(missing[0])}"
         )
-    for name in names:
-        about = ds[name].attrs.get("group")
-        if about in GROUPS and about != "loss" and not {"depth", "layer"} & set(ds[name].dims):
-            raise ResultSchemaError(
-                f"{name!r} has neither depths nor layers any more; pass the result as "
-                "mcr_lens.measure returns "
-                "it, and select afterwards"
-            )
+
 
 
 def _called(name: Any) -> str:

@@ -99,8 +99,8 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     True
     """
     require_single(ds, *NEEDED, empty=True)
-    require_axes(ds, "depth", "rank", of="singular_values")
-    require_axes(ds, "depth", "top", of="top_rows_share")
+    require_axes(ds, "rank", of="singular_values")
+    require_axes(ds, "top", of="top_rows_share")
     bos, rest, alpha = ds.bos_energy, ds.rest_energy, ds.bos_alignment
     rank = np.minimum(ds.n_tokens.reset_coords(drop=True), ds.attrs["d_model"])
     total, aligned = bos + rest, (alpha * rest).where(rest != 0, 0.0)

@@ -220,7 +220,7 @@ def test_what_induction_writes(llama, prompts):
         ({"source": -1}, "source=-1: pass one number counted from 0"),
         ({"positions": [1, 5]}, "there is no position 5 in the shortest prompt, which has 5 tokens; choose"),
         ({"source": 8}, "there is no position 8 in the shortest prompt"),
-        ({"factor": float("nan")}, "vector must be one row of finite numbers"),
+        ({"factor": float("nan")}, "factor=nan: pass a finite number"),
     ],
 )
 def test_induction_refuses(llama, prompts, options, message):

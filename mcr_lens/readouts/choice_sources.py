@@ -134,8 +134,10 @@ def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             listed = json.loads(text)
         except (ValueError, RecursionError) as error:
-            line = f" of line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise ValueError(f"{path} is not a JSON list ({what_is_wrong(error)}{line})") from None
+            what = what_is_wrong(error)
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg} in line {error.lineno}, column {error.colno}"
+            raise ValueError(f"{path} is not a JSON list ({what})") from None
         yield from ((f", record {number}", record) for number, record in enumerate(listed))
         return
     for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines cuts at form feeds too

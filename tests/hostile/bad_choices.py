@@ -19,7 +19,7 @@ CASES = [
     Case("read_choices of cut JSON", lambda w: mcr.read_choices(w.file("cut.jsonl", '{"query": "a", "choi')),
          ValueError, "line 1 is not JSON (Unterminated string starting at at column 16)"),
     Case("read_choices of a cut list", lambda w: mcr.read_choices(w.file("cut.json", '[{"query": "a"')),
-         ValueError, "is not a JSON list (Expecting ',' delimiter at column 15 of line 1)"),
+         ValueError, "is not a JSON list (Expecting ',' delimiter in line 1, column 15)"),
     Case("read_choices of a file that is not UTF-8",
          lambda w: mcr.read_choices(w.file("bytes.jsonl", b"\xff\xfe")),
          ValueError, "is not UTF-8 text (byte 0)"),
