@@ -36,8 +36,8 @@ SENTENCES = (
 )
 
 READERS: dict[str, tuple[Callable[[Path], Any], str, Callable[[World], bytes]]] = {
-    "load": (mcr.load, "nc", lambda w: w.result_file.read_bytes()),
-    "load_moments": (mcr.load_moments, "nc", lambda w: w.result_file.read_bytes()),
+    "load (damaged)": (mcr.load, "nc", lambda w: w.result_file.read_bytes()),
+    "load_moments (damaged)": (mcr.load_moments, "nc", lambda w: w.result_file.read_bytes()),
     "TunedLens.load": (mcr.TunedLens.load, "safetensors", lambda w: w.lens_file.read_bytes()),
     "read_plan (TOML)": (read_plan, "toml", lambda w: TOML),
     "read_prompt_file (text)": (read_prompt_file, "txt", lambda w: b"one\n\ntwo \xf0\x9f\x98\x80\r\nthree"),

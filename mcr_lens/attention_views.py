@@ -242,6 +242,12 @@ def _check(closeup: Any) -> None:
         raise ResultSchemaError(
             f"expected what mcr_lens.close_up returns, got a {type(closeup).__name__} of another kind"
         )
+    axes = {"condition", "shown", "query", "key"}
+    if "pattern" in closeup and not axes <= set(closeup["pattern"].dims):
+        raise ResultSchemaError(
+            f"the pattern has the axes {', '.join(map(str, closeup['pattern'].dims))}; pass the close-up as "
+            "mcr_lens.close_up returns it"
+        )
     if "pattern" not in closeup or not closeup.sizes["shown"]:
         raise ResultSchemaError(
             "the close-up holds no patterns; call mcr_lens.close_up with heads=[(layer, head), ...]"

@@ -106,7 +106,7 @@ def minimal_ablation(
     (True, (0,))
     """
     check_ratio(ratio)
-    if site not in SITES:
+    if str(site) not in SITES:
         raise ValueError(f"site={as_shown(site)}: pass one of {', '.join(SITES)}, what a block writes with")
     options = run_options(position, batch_size, max_length, prepend_bos, progress)
     trials = _Trials(model, held(prompts), site, options)

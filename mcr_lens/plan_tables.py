@@ -39,7 +39,8 @@ class Table:
         for key in given:
             if key not in keys:
                 raise ValueError(
-                    f"{where}: unknown key {key!r}; {nearest(key, keys)}its keys are {', '.join(keys)}"
+                    f"{where}: unknown key {as_shown(key)}; {nearest(key, keys)}its keys are "
+                    f"{', '.join(keys)}"
                 )
 
     def has(self, key: str) -> bool:

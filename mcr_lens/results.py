@@ -127,7 +127,7 @@ def _whole(ds: xr.Dataset) -> None:
             f"the result has lost {lost[0]!r}, which every result of mcr_lens has; keep its coordinates and "
             "attributes, or load it anew"
         )
-    empty = [axis for axis in ("condition", "step") if ds.sizes.get(axis) == 0]
+    empty = [axis for axis in ("condition", "step", "depth", "layer", "head") if ds.sizes.get(axis) == 0]
     if empty:
         raise ResultSchemaError(f"the result holds no {empty[0]}; pass one or more")
     for name, array in ds.data_vars.items():
@@ -172,7 +172,6 @@ def require(ds: xr.Dataset, *names: str) -> None:
             f"the result has no {', '.join(map(_called, missing))}; measure again with metrics that include "
             f"{as_shown(missing[0])}"
         )
-
 
 
 def _called(name: Any) -> str:
@@ -284,16 +283,28 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     ...     mcr.load(mcr.save(ds, f"{folder}/result.nc")).identical(ds)
     True
     """
+    return _own(load_any(path))
+
+
+def load_any(path: str | os.PathLike[str]) -> xr.Dataset:
+    """A Dataset of a netCDF file, wholly in memory, whatever it is of.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: not a path.
+        ResultSchemaError: not netCDF, or damaged.
+
+    Source: this library.
+    """
     source = path_of(path)
     if not source.is_file():
         raise FileNotFoundError(f"{source} is not a file")
     try:
-        ds = bare(read_netcdf(source))
+        return bare(read_netcdf(source))
     except Exception as error:  # in a damaged file, HDF5 and xarray trip over anything
         raise ResultSchemaError(
             f"{source} cannot be read as netCDF ({first_line(error)}); it is damaged or of another kind"
         ) from None
-    return _own(ds)
 
 
 def bare(ds: xr.Dataset) -> xr.Dataset:

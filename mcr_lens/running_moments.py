@@ -7,14 +7,13 @@ cell by cell.
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.results import SAME, SCHEMA, ResultSchemaError, bare, validate
+from mcr_lens.results import SAME, SCHEMA, ResultSchemaError, load_any, validate
 
 MOMENTS = ("count", "mean", "m2", "min", "max")
 """The axis `moment`."""
@@ -214,20 +213,12 @@ def load_moments(path: str | os.PathLike[str]) -> xr.Dataset:
 
     Raises:
         FileNotFoundError: no such file.
-        ResultSchemaError: a file of another kind.
+        TypeError: not a path.
+        ResultSchemaError: a file of another kind, or a damaged one.
 
     Source: this library.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file")
-    try:
-        ds = bare(xr.load_dataset(source, engine="h5netcdf"))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ResultSchemaError(
-            f"{source} cannot be read as netCDF ({error}); it is damaged or of another kind"
-        ) from None
-    return check_moments(ds)
+    return check_moments(load_any(path))
 
 
 def check_moments(ds: Any) -> xr.Dataset:
@@ -245,7 +236,10 @@ def check_moments(ds: Any) -> xr.Dataset:
             "this Dataset holds no moments (no `schema` attribute or no `moment` axis); pass what "
             "mcr_lens.moments returns"
         )
-    if int(ds.attrs["schema"]) > SCHEMA:
+    schema = ds.attrs["schema"]
+    if isinstance(schema, bool) or not isinstance(schema, int | np.integer):
+        raise ResultSchemaError(f"the attribute schema is {as_shown(schema)} and no whole number")
+    if schema > SCHEMA:
         raise ResultSchemaError(
             f"these moments have schema {ds.attrs['schema']} and this mcr_lens reads up to {SCHEMA}; upgrade "
             "mcr-lens"

@@ -159,5 +159,5 @@ def uniform_sink_rate(ds: xr.Dataset, threshold: float = 0.3, *, strict: bool = 
 
 
 def _check_score(variable: str) -> None:
-    if variable not in SCORES:
+    if str(variable) not in SCORES:
         raise ValueError(f"variable={as_shown(variable)}: pass one of {', '.join(map(repr, SCORES))}")

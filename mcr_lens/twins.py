@@ -44,6 +44,7 @@ def random_twin(model: HookedModel, seed: int, *, kind: Kind = "initialised") ->
     """
     check_model(model)
     check_seed(seed)
+    seed = int(seed)
     if str(kind) not in KINDS:
         said = "; ".join(f"{name!r} ({what})" for name, what in KINDS.items())
         raise ValueError(f"kind={as_shown(kind)}: pass {said}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens._checks import is_iterable
+from mcr_lens._checks import as_shown, is_iterable
 from mcr_lens._optional import require
 from mcr_lens.phases import Phases
 from mcr_lens.plots.panels import Legend, Line, Panel, draw
@@ -168,11 +168,11 @@ def _names(series: Sequence[Series], variables: str | Sequence[str] | None) -> l
         if not names:
             raise ValueError("variables is empty; name at least one, or leave it out for all readouts")
     for name in names:
-        if name not in common:
+        if str(name) not in common:
             near = difflib.get_close_matches(str(name), common, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(common) or 'none'}"
             where = "the result" if len(series) == 1 else "every result"
-            raise ValueError(f"{name!r} is not a number by depth in {where}: {hint}")
+            raise ValueError(f"{as_shown(name)} is not a number by depth in {where}: {hint}")
         for s in series:
             _check(s.ds[name], name)
     return names

@@ -93,7 +93,7 @@ def similarity_probe(
         "pooling_meaning": POOLINGS[pooling],
         "texts_with_bos": float(np.mean([has_bos(known, row) for row in rows])),
         "texts_cut": sum(row.truncated for row in rows),
-        "centered": int(center),
+        "centered": int(bool(center)),
         "resamples": resamples,
         "resampling_seed": seed,
     }
