@@ -14,6 +14,8 @@ import mcr_lens
 from mcr_lens._netcdf import netcdf_bytes
 from mcr_lens.provenance import describe
 
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(__file__).with_name("writer.py")
 FILES = {
     "out/result.nc", "out/conditions.nc", "out/close_up.nc", "out/verdicts.json", "out/report.html",

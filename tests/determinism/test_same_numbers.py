@@ -13,7 +13,7 @@ TEXTS = [
     "Once more.", "Nobody knew the way through the forest, so they waited for the morning.", "It rained.",
 ]  # fmt: skip
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.once]
 
 
 def distance(one: xr.Dataset, other: xr.Dataset, name: str) -> float:

@@ -18,6 +18,8 @@ import mcr_lens
 from mcr_lens import cli
 from mcr_lens._files import replacing
 
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(__file__).with_name("disk_writer.py")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="limits and permissions of POSIX")
 FILES = (

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SCRIPT = Path(__file__).with_name("hub_caller.py")
 CALLS = ("load_model", "serve", "dataset", "emergence", "sweep", "command")
 NOT_FETCHED = "'acme/{name}' is neither a local folder nor a model that could be fetched from the hub ({why}"

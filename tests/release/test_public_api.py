@@ -5,7 +5,11 @@ import sys
 from difflib import unified_diff
 from pathlib import Path
 
+import pytest
+
 import mcr_lens
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("public_api.txt")

@@ -15,6 +15,8 @@ from mcr_lens import ResultSchemaError, TunedLens, load, save
 from mcr_lens.readouts.translators import TunedLensFileError
 from mcr_lens.sweep_store import read, write
 
+pytestmark = pytest.mark.once
+
 
 class Payload:
     """Unpickled, it leaves a mark."""

@@ -24,7 +24,7 @@ LOADS = (
     "xlink:href",
 )
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.once]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import mcr_lens
 from mcr_lens.sweep_store import Store, SweepError, file_name, write
 
+pytestmark = pytest.mark.once
+
 SMALL = {"bos_norm": 1.0}
 
 NAMES = [

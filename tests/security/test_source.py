@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     file for folder in ("mcr_lens", "examples", "benchmarks") for file in (ROOT / folder).rglob("*.py")
