@@ -88,8 +88,8 @@ class ServedModel:
     Source: this library.
 
     >>> served = mcr.serve("demo", dtype="float32", verbose=False)
-    >>> isinstance(served, mcr.ServedModel), sorted(served.lacks)
-    (True, [])
+    >>> isinstance(served, mcr.ServedModel), "blocks.0.hook_resid_post" in served.hook_dict
+    (True, True)
     """
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
