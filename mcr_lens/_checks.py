@@ -32,6 +32,15 @@ def is_iterable(given: Any) -> bool:
     return True
 
 
+def as_tuple(given: Any) -> tuple[Any, ...]:
+    """All of several, or one alone, as a tuple.
+
+    >>> as_tuple([1, 2]), as_tuple(1)
+    ((1, 2), (1,))
+    """
+    return tuple(given) if is_iterable(given) else (given,)
+
+
 def is_number(given: Any) -> bool:
     """Whether it is one real number, numpy's included; neither text nor True.
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mcr_lens._checks import as_shown, is_iterable
+from mcr_lens._checks import as_shown, as_tuple
 from mcr_lens.hookpoints import (
     HookDidNotFireError,
     HookedModel,
@@ -61,9 +61,11 @@ def check_edit(model: HookedModel, site: str, layers: int | Sequence[int]) -> Li
     check_model(model)
     if not isinstance(site, str) or site not in SITES:
         raise ValueError(f"site {as_shown(site)} cannot be edited; pass one of {', '.join(SITES)}")
-    chosen = tuple(layers) if is_iterable(layers) else (layers,)
+    chosen = as_tuple(layers)
     last = model.cfg.n_layers - 1
-    wrong = [n for n in chosen if not isinstance(n, Integral) or isinstance(n, bool) or not 0 <= n <= last]
+    wrong = [
+        n for n in chosen if not isinstance(n, Integral) or isinstance(n, bool) or not 0 <= int(n) <= last
+    ]
     if wrong or not chosen:
         raise ValueError(
             f"layers={as_shown(layers)}: the model has layers 0..{last}; pass one or more of them"

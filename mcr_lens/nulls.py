@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from mcr_lens._checks import as_shown, check_seed, is_iterable
+from mcr_lens._checks import as_shown, as_tuple, check_seed
 from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.hookpoints import HookedModel, check_eval, model_name
 from mcr_lens.measurement import measure
@@ -121,7 +121,7 @@ def random_weights(
 
     Source: this library.
     """
-    numbers = tuple(seeds) if is_iterable(seeds) else (seeds,)
+    numbers = as_tuple(seeds)
     for number in numbers:
         check_seed(number)
     if not numbers or len(set(numbers)) < len(numbers):

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from mcr_lens._checks import as_shown, encodable, is_iterable
+from mcr_lens._checks import as_shown, as_tuple, encodable
 from mcr_lens.hookpoints import (
     READS,
     HookedModel,
@@ -99,7 +99,7 @@ def integers(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: none, a negative one, or something else.
     """
-    numbers = tuple(given) if is_iterable(given) else (given,)
+    numbers = as_tuple(given)
     if not numbers or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 0 for n in numbers):
         raise ValueError(f"{what}={as_shown(given)}: pass one or more numbers counted from 0")
     return tuple(sorted({int(n) for n in numbers}))
