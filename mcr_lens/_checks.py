@@ -102,9 +102,13 @@ def path_of(given: Any) -> Path:
     return path
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its type where it says nothing."""
-    return str(error).strip().split("\n")[0].strip()[:300] or type(error).__name__
+def first_line(error: BaseException, most: int | None = None) -> str:
+    r"""The first line of what an error says, so many letters of it, or its type where it says nothing.
+
+    >>> first_line(ValueError("one\ntwo")), first_line(ValueError())
+    ('one', 'ValueError')
+    """
+    return str(error).strip().split("\n")[0].strip()[:most] or type(error).__name__
 
 
 def encodable(text: str) -> bool:

@@ -86,8 +86,8 @@ def beside(ds: "xr.Dataset", folder: Path) -> dict[str, Any]:
                 parts[name] = read_netcdf(folder / file)
             except Exception as error:  # in a damaged file, HDF5 and xarray trip over anything
                 raise ValueError(
-                    f"{folder / file} cannot be read as netCDF ({first_line(error)}); take it away, or write "
-                    "it anew"
+                    f"{folder / file} cannot be read as netCDF ({first_line(error, 300)}); take it away, or "
+                    "write it anew"
                 ) from None
     kept = {name: part for name, part in parts.items() if part.attrs.get(OF) == ds.attrs.get("created")}
     if (folder / VERDICTS).is_file():

@@ -5,6 +5,8 @@ import re
 
 import torch
 
+from mcr_lens._checks import first_line
+
 
 class OutOfMemoryWarning(UserWarning):
     """A batch did not fit in memory, was dropped, and ran again in smaller ones."""
@@ -56,7 +58,7 @@ def in_short(error: BaseException) -> str:
     asked = re.search(r"llocate ([\d.]+) ?([KMGT]iB|bytes)", str(error))
     if asked is not None:
         return f"{asked[1]} {asked[2]} could not be allocated"
-    return str(error).strip().split("\n")[0].strip() or type(error).__name__
+    return first_line(error)
 
 
 def too_large_for_one(n_tokens: int, what: str, *, served: bool) -> MemoryError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcr_lens._checks import as_shown
+from mcr_lens._checks import as_shown, first_line
 from mcr_lens.hookpoints import HookedModel
 from mcr_lens.provenance import LOADED
 
@@ -219,7 +219,7 @@ def _wrap(model: Any, kind: Any, device: Any, device_map: Any, tokenizer: Any) -
             device=weights.device,
         )
     except (ValueError, KeyError, RuntimeError) as error:
-        raise ModelLoadError(f"TransformerLens cannot wrap {architecture}: {_first_line(error)}") from error
+        raise ModelLoadError(f"TransformerLens cannot wrap {architecture}: {first_line(error)}") from error
 
 
 def _prepared(tokenizer: Any) -> Any:
@@ -241,7 +241,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def _explain(name: str, folder: Path, error: Exception) -> str:
     if folder.exists():
-        return f"{name!r} could not be loaded as a Hugging Face folder: {_first_line(error)}"
+        return f"{name!r} could not be loaded as a Hugging Face folder: {first_line(error)}"
     if "/" in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         return f"{name!r} is no model: there is no such folder"
     if _caused_by(error, "GatedRepoError"):
@@ -251,7 +251,7 @@ def _explain(name: str, folder: Path, error: Exception) -> str:
         )
     return (
         f"{name!r} is neither a local folder nor a model that could be fetched from the hub "
-        f"({_first_line(error)}); check the name and the network, or pass a folder"
+        f"({first_line(error)}); check the name and the network, or pass a folder"
     )
 
 
@@ -270,10 +270,6 @@ def not_fetched(error: BaseException) -> bool:
     Source: this library.
     """
     return _caused_by(error, "HfHubHTTPError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "HTTPError")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].strip() or type(error).__name__
 
 
 def _check_versions() -> None:

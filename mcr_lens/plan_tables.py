@@ -26,7 +26,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (ValueError, RecursionError) as error:  # deep nesting, and numbers of thousands of digits
-        what = "nested too deep" if isinstance(error, RecursionError) else first_line(error)
+        what = "nested too deep" if isinstance(error, RecursionError) else first_line(error, 300)
         raise ValueError(f"{path} is not TOML: {what}") from None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
+def names_in(record: Iterable[Any]) -> str:
+    """The names that a record holds, for a message.
+
+    Source: this library.
+    """
+    return ", ".join(str(name)[:40] for name in record) or "none"
+
+
 def what_is_wrong(error: ValueError | RecursionError) -> str:
     """What json says about a line, in a few words.
 
@@ -75,7 +84,7 @@ def _from_json(source: Path, number: int, line: str, field: str) -> str:
             f'{{"{field}": "…"}}'
         )
     if field not in record:
-        there = ", ".join(str(name)[:40] for name in record) or "none"
+        there = names_in(record)
         raise ValueError(
             f"{source}, line {number} has no field {field!r}; its fields are: {there} (see --field)"
         )

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mcr_lens._checks import first_line
 from mcr_lens.prompt_files import FIELD, _from_json
 
 Source: TypeAlias = Iterable[str]
@@ -101,8 +102,7 @@ class DatasetPrompts:
                 self.name, self.config, split=self.split, revision=self.revision, streaming=self.streaming
             )
         except Exception as error:  # datasets raises kinds of its own, and those of the network
-            first = str(error).strip().split("\n")[0] or type(error).__name__
-            raise ValueError(f"dataset {self.name!r} could not be opened ({first})") from error
+            raise ValueError(f"dataset {self.name!r} could not be opened ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -264,8 +264,8 @@ def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
             part.write_bytes(netcdf_bytes(bare(ds)))
         except (TypeError, ValueError) as error:  # what is in it, not where it goes
             raise ResultSchemaError(
-                f"the result holds what netCDF cannot ({first_line(error)}); take it out, or turn it into "
-                "numbers or text"
+                f"the result holds what netCDF cannot ({first_line(error, 300)}); take it out, or turn it "
+                "into numbers or text"
             ) from None
     return target
 
@@ -303,7 +303,7 @@ def load_any(path: str | os.PathLike[str]) -> xr.Dataset:
         return bare(read_netcdf(source))
     except Exception as error:  # in a damaged file, HDF5 and xarray trip over anything
         raise ResultSchemaError(
-            f"{source} cannot be read as netCDF ({first_line(error)}); it is damaged or of another kind"
+            f"{source} cannot be read as netCDF ({first_line(error, 300)}); it is damaged or of another kind"
         ) from None
 
 

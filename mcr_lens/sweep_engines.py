@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import xarray as xr
 
+from mcr_lens._checks import first_line
 from mcr_lens.comparison import compare
 from mcr_lens.measurement import PromptWarning, measure
 from mcr_lens.models import load_model
@@ -61,11 +62,11 @@ class Worker:
             try:
                 model = self._model(task.model)
             except Exception as error:
-                return Outcome(task, error=in_short(error), loading=True)
+                return Outcome(task, error=first_line(error), loading=True)
             try:
                 ds = measure_part(model, task)
             except Exception as error:
-                return Outcome(task, error=in_short(error))
+                return Outcome(task, error=first_line(error))
         notes = tuple((str(w.message), w.category, w.filename, w.lineno) for w in seen)
         return Outcome(task, ds, notes=notes)
 
@@ -113,14 +114,6 @@ def measure_part(model: Any, task: Task) -> xr.Dataset:
     else:
         ds = measure(model, task.texts, progress=False, **task.options)
     return moments(ds) if task.keep == "moments" else ds
-
-
-def in_short(error: BaseException) -> str:
-    """The first line of what an exception says.
-
-    Source: this library.
-    """
-    return str(error).strip().split("\n")[0].strip() or type(error).__name__
 
 
 def versions() -> dict[str, str]:

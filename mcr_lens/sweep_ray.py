@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mcr_lens._checks import first_line
 from mcr_lens._optional import require
-from mcr_lens.sweep_engines import Outcome, Task, Worker, in_short, versions
+from mcr_lens.sweep_engines import Outcome, Task, Worker, versions
 from mcr_lens.sweep_plan import Plan
 from mcr_lens.sweep_store import SweepError
 
@@ -105,8 +106,10 @@ class RayEngine:
             return self._died(task, seat, error)
         except self._ray.exceptions.RayTaskError as error:
             if task is None:
-                raise SweepError(f"a Ray worker could not start: {in_short(error.cause or error)}") from None
-            return Outcome(task, error=in_short(error.cause or error))
+                raise SweepError(
+                    f"a Ray worker could not start: {first_line(error.cause or error)}"
+                ) from None
+            return Outcome(task, error=first_line(error.cause or error))
         if task is None:
             self._check(answer)
             seat.ready = True
@@ -121,7 +124,7 @@ class RayEngine:
                 self._again.append((seat.group or 0, task))
             return None
         if task is None:
-            raise SweepError(f"Ray workers die before they begin ({in_short(error)})")
+            raise SweepError(f"Ray workers die before they begin ({first_line(error)})")
         return Outcome(task, error=GIVEN_UP)
 
     def _check(self, theirs: dict[str, str]) -> None:
@@ -171,7 +174,7 @@ class RayEngine:
             try:
                 self._ray.init(**options)
             except Exception as error:  # a node that does not start in time is no more than that
-                raise SweepError(f"Ray could not be started or reached: {in_short(error)}") from None
+                raise SweepError(f"Ray could not be started or reached: {first_line(error)}") from None
             try:
                 yield
             finally:
@@ -187,7 +190,8 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise SweepError(
-            f"Ray could not be reached at {address} ({in_short(error)}); start it there, or leave address out"
+            f"Ray could not be reached at {address} ({first_line(error)}); start it there, or leave "
+            "address out"
         ) from None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import xarray as xr
 
+from mcr_lens._checks import first_line
 from mcr_lens._files import replacing
 from mcr_lens._netcdf import netcdf_bytes, read_netcdf
 from mcr_lens.results import bare, validate
@@ -151,8 +152,7 @@ def read(path: Path, digest: str | None = None) -> xr.Dataset:
         (check_moments if "moment" in ds.dims else validate)(ds)
         seen = checksum(ds)
     except Exception as error:  # HDF5 has many ways to say that a file is damaged
-        first = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be read ({first})") from None
+        raise ValueError(f"{path} cannot be read ({first_line(error)})") from None
     if ds.attrs.get(CHECKSUM) != seen:
         raise ValueError(f"{path} does not hold what was written into it")
     if digest is not None and ds.attrs.get(DIGEST) != digest:

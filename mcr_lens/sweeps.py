@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from mcr_lens._checks import first_line
 from mcr_lens.conditions import condition, condition_names, join_conditions
 from mcr_lens.measurement import PromptWarning
 from mcr_lens.plan_tables import nearest
 from mcr_lens.prompt_sources import in_chunks, texts_digest
 from mcr_lens.results import merge
 from mcr_lens.running_moments import merge_stream
-from mcr_lens.sweep_engines import Engine, LocalEngine, Outcome, Task, in_short
+from mcr_lens.sweep_engines import Engine, LocalEngine, Outcome, Task
 from mcr_lens.sweep_identity import prepared, settings
 from mcr_lens.sweep_plan import ModelPlan, Plan, PromptPlan, read_plan
 from mcr_lens.sweep_store import CHECKSUM, DIGEST, Store, SweepError, SweepWarning, digest_of, read, write
@@ -181,7 +182,7 @@ class _Run:
             model, about = prepared(jobs[0].model)
         except Exception as error:  # of one model, which need not stop the others
             for job in jobs:
-                job.error = in_short(error)
+                job.error = first_line(error)
             return
         for job in jobs:
             job.about = {"model": about, **self._settings}
@@ -189,7 +190,7 @@ class _Run:
                 if job.error is None and not self._is_finished(job):
                     yield from self._missing(job, model)
             except (ValueError, TypeError, OSError, ImportError) as error:  # of the prompts
-                job.error = in_short(error)
+                job.error = first_line(error)
 
     def _chunks(self, job: _Job) -> Iterator[tuple[int, list[str], Path, str]]:
         """Chunks of prompts with their file and digest, noted down in the job."""
@@ -265,7 +266,7 @@ class _Run:
             try:
                 ds = self._joined(job)
             except ValueError as error:
-                job.error = f"{in_short(error)}; run the sweep again"
+                job.error = f"{first_line(error)}; run the sweep again"
                 continue
             write(ds, job.path, job.digest)
             job.done = True

@@ -69,7 +69,7 @@ def _completed(form: TridiagonalForm) -> TridiagonalForm:
     if gpu.available(form.main):
         found: Any = entropies_on_gpu(*parts)
         top, top_without = gpu.largest(gpu.Tridiagonal(form.main, form.off), form.corner, form.top.shape[1])
-        form = form._replace(top=top.clamp_min(0), top_without_bos=top_without.clamp_min(0))
+        form = form._replace(top=top, top_without_bos=top_without)
     else:
         found = entropies(*(part.cpu().numpy() for part in parts))
     entropy, without = (torch.from_numpy(each).to(form.main.device) for each in found)

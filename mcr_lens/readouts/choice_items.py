@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcr_lens._checks import as_shown
+from mcr_lens.prompt_files import names_in
 
 HARNESS = "lm-evaluation-harness (EleutherAI, v0.4)"
 
@@ -88,7 +89,7 @@ def item_of(record: Any, style: str, delimiter: str | None = None) -> ChoiceItem
     needed, make = STYLES[style]
     missing = [name for name in needed if name not in record]
     if missing:
-        there = ", ".join(str(name)[:40] for name in record) or "none"
+        there = names_in(record)
         raise RecordError(f"has no field {missing[0]!r}, which {style!r} needs; its fields are: {there}")
     try:
         return make(record, delimiter)
@@ -112,7 +113,7 @@ def style_of(record: Any) -> str:
         if set(needed) <= set(record):
             return name
     known = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in STYLES.items())
-    there = ", ".join(str(name)[:40] for name in record) or "none"
+    there = names_in(record)
     raise RecordError(f"has the fields {there}, which are those of no known style ({known})")
 
 

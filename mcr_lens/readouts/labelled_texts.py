@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mcr_lens._checks import as_shown, path_of
-from mcr_lens.prompt_files import what_is_wrong
+from mcr_lens.prompt_files import names_in, what_is_wrong
 from mcr_lens.prompt_sources import DatasetPrompts
 
 TEXTS, LABELS = ("text", "sentence"), ("label",)
@@ -153,7 +153,7 @@ class _Table:
         if there:
             return there[0]
         what = repr(given) if given is not None else " or ".join(map(repr, names))
-        held = ", ".join(str(name)[:40] for name in row) or "none"
+        held = names_in(row)
         raise ValueError(
             f"{self.name} has no column {what}; its columns are: {held} (name one with {argument}=)"
         )

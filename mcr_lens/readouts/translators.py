@@ -125,13 +125,13 @@ class TunedLens:
                 tensors = {name: file.get_tensor(name) for name in ("weight", "bias")}
         except SafetensorError as error:
             raise TunedLensFileError(
-                f"{source} cannot be read as safetensors ({first_line(error)}); it is damaged or of another "
-                "kind"
+                f"{source} cannot be read as safetensors ({first_line(error, 300)}); it is damaged or of "
+                "another kind"
             ) from None
         try:
             return TunedLens(**tensors, training=json.loads(about.get("training", "{}")))
         except (TypeError, ValueError, RecursionError) as error:  # misfits, or no JSON
-            why = first_line(error)
+            why = first_line(error, 300)
             raise TunedLensFileError(f"{source} is a damaged tuned lens ({why}); save it anew") from None
 
 
