@@ -57,7 +57,7 @@ def case(number: int, seed: int, world: World) -> tuple[targets.Call, Verdict] |
         return None
     if call.apart:
         return call, judge_apart(call.made, world.folder)
-    return call, judge(call.made, list(call.models), world.folder)
+    return call, judge(call.made, list(call.models), world.folder, call.finite)
 
 
 def run(

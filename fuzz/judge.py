@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xarray as xr
 from world import state_of
 
 SECONDS = 60
@@ -23,6 +25,9 @@ LONGEST = 1500
 
 NAMED = ("mcr_lens",)
 """Modules whose warnings are meant for users."""
+
+MAY_BE_NAN = ("top_", "_low", "_high", "log_likelihood", "n_characters")
+"""Parts of names: more ranks than tokens, an interval of one text, a question with fewer choices."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,17 @@ class _Hang(BaseException):
     """Nothing catches it by accident."""
 
 
-def judge(call: Callable[[], Any], models: list[Any], folder: Path) -> Verdict:
-    """Make a call and look at everything that it may not do."""
+def judge(call: Callable[[], Any], models: list[Any], folder: Path, finite: bool = False) -> Verdict:
+    """Make a call and look at everything that it may not do; `finite`: a NaN needs a warning."""
     before = [state_of(model) for model in models]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             with _in_time():
-                call()
+                value = call()
             verdict = Verdict("returned")
+            if finite and not any(w.category.__module__.startswith(NAMED) for w in said):
+                verdict = Verdict("returned", _silent_nan(value))
         except _Hang:
             return Verdict("hang", f"it takes longer than {SECONDS} s")
         except Exception as error:
@@ -60,6 +67,16 @@ def judge(call: Callable[[], Any], models: list[Any], folder: Path) -> Verdict:
     if left := [path.name for path in folder.rglob("*.part")]:
         verdict = Verdict(verdict.outcome, f"{left[0]} is left behind")
     return verdict
+
+
+def _silent_nan(value: Any) -> str:
+    """Which variables of a Dataset hold NaN where nothing says that they may."""
+    if not isinstance(value, xr.Dataset):
+        return ""
+    floats = [name for name in value.data_vars if value[name].dtype.kind == "f"]
+    bad = [str(name) for name in floats if not np.isfinite(value[name].values).all()]
+    bad = [name for name in bad if not any(part in name for part in MAY_BE_NAN)]
+    return f"NaN or infinity in {', '.join(bad)}, and no warning" if bad else ""
 
 
 def judge_apart(call: Callable[[], Any], folder: Path) -> Verdict:

@@ -187,6 +187,9 @@ CLASSES = ("Observer", "ServedModel", "ChoiceItem", "TunedLens")
 
 BLOCKS = ("observe", "intervene")
 
+EDITS = {"interventions", "conditions", "condition", "cut", "factors", "lens"}
+"""What may make a model compute NaN: a factor of 1e30, a vector of infinity, a lens that was not trained."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -197,6 +200,7 @@ class Call:
     shown: str
     models: tuple[Any, ...] = ()
     apart: bool = False
+    finite: bool = False
 
 
 def public() -> dict[str, Callable[..., Any]]:
@@ -210,6 +214,7 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> 
     """A call of this function with drawn arguments."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
+    drawn: set[str] = set()
     for parameter in inspect.signature(function).parameters.values():
         many, only = parameter.kind is parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -221,6 +226,7 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> 
         if optional and rng.random() > (1 if parameter.name in ("resamples", "steps", "verbose") else GIVEN):
             continue
         pick = partial(_value, name, parameter, rng, world)
+        drawn.add(parameter.name)
         if many:
             positional += [pick() for _ in range(rng.randint(0, 3))]
         elif parameter.kind is parameter.KEYWORD_ONLY or (optional and parameter.kind is not only):
@@ -231,7 +237,7 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> 
     given = [*positional, *named.values()]
     models = tuple(m for m in (getattr(world, n) for n in _made(world)) if any(m is g for g in given))
     made = partial(_enter if name in BLOCKS else _call, function, positional, named)
-    return Call(name, made, f"{name}({shown})", models)
+    return Call(name, made, f"{name}({shown})", models, finite=bool(models) and not drawn & EDITS)
 
 
 def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World) -> Any:
