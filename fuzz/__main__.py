@@ -6,13 +6,15 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from random import Random
 
 import torch
 from world import World
 
-from fuzz import commands, files, targets, tensors
+from fuzz import commands, each, files, targets, tensors
 from fuzz.judge import Verdict, judge, judge_apart
 
 SLOW = {
@@ -68,29 +70,56 @@ def run(
     counts: Counter[str] = Counter()
     findings: dict[str, str] = {}
     end = time.monotonic() + 60 * minutes
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with _elsewhere() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        world = World(Path(folder))
+        world = World(folder)
         number = first
         while time.monotonic() < end and (most is None or number < first + most):
             found = case(number, seed, world)
             if found is not None:
-                call, verdict = found
-                counts[call.name] += 1
-                if verdict.outcome == "hang outside of Python":
-                    print(f"NOTE {call.name} was stopped: --seed {seed} --case {number}", flush=True)
-                what = f"{call.name}: {verdict.finding}"
-                if verdict.finding and what not in findings:
-                    findings[what] = f"--seed {seed} --case {number}: {call.shown}"
-                    print(f"FOUND {what}\n      {findings[what]}", flush=True)
+                _note(*found, counts, findings, f"--seed {seed} --case {number}")
             number += 1
     return counts, findings
+
+
+def run_each(seed: int) -> tuple[Counter[str], dict[str, str]]:
+    """Every parameter of every public function with every odd value, as `run`."""
+    torch.set_num_threads(1)
+    counts: Counter[str] = Counter()
+    findings: dict[str, str] = {}
+    with _elsewhere() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        world = World(folder)
+        for call in each.calls(world, SLOW, seed):
+            torch.manual_seed(0)
+            _note(call, judge(call.made, list(call.models), world.folder, call.finite), counts, findings)
+    return counts, findings
+
+
+@contextmanager
+def _elsewhere() -> Iterator[Path]:
+    """A folder that is gone afterwards: paths are drawn too, and files come where they say."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        yield Path(folder)
+
+
+def _note(
+    call: targets.Call, verdict: Verdict, counts: Counter[str], findings: dict[str, str], again: str = ""
+) -> None:
+    """Count a call, and say what was found the first time that it is."""
+    counts[call.name] += 1
+    if verdict.outcome == "hang outside of Python":
+        print(f"NOTE {call.name} was stopped: {again}", flush=True)
+    what = f"{call.name}: {verdict.finding.split(': ')[0]}"  # each kind, and where it comes from, once
+    if verdict.finding and what not in findings:
+        findings[what] = f"{again}: {call.shown}"
+        print(f"FOUND {call.name}: {verdict.finding}\n      {findings[what]}", flush=True)
 
 
 def main() -> int:
     """Run, and say what was found; 1 where there is a finding, or something was never called."""
     reader = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    reader.add_argument("what", nargs="?", choices=["run", "count"], default="run")
+    reader.add_argument("what", nargs="?", choices=["run", "each", "count"], default="run")
     reader.add_argument("--minutes", type=float, default=30.0)
     reader.add_argument("--seed", type=int, default=None, help="default: drawn from the clock, and printed")
     reader.add_argument("--case", type=int, default=None, help="this call alone")
@@ -107,8 +136,12 @@ def main() -> int:
     seed = int(time.time()) if given.seed is None else given.seed
     print(f"seed {seed}", flush=True)
     alone = given.case is not None
-    counts, findings = run(seed, given.minutes, given.case or 0, 1 if alone else None)
-    never = [] if alone else [name for name in names() if not counts[name]]
+    if given.what == "each":
+        counts, findings = run_each(seed)
+    else:
+        counts, findings = run(seed, given.minutes, given.case or 0, 1 if alone else None)
+    every = [*targets.public()] if given.what == "each" else names()
+    never = [] if alone else [name for name in every if not counts[name]]
     for name in sorted(counts):
         print(f"{counts[name]:7,}  {name}")
     print(f"{sum(counts.values()):,} calls of {len(counts)} names, {len(findings)} findings (seed {seed})")

@@ -40,7 +40,7 @@ POOLS: dict[str, v.Make] = {
     "a": v.array,
     "b": v.array,
     "arrays": v.of([1.0, 2.0, 4.0], [0.0], [[1.0, 2.0], [3.0, 4.0]]),
-    "function": v.of(lambda *x: float(x[0].mean()), lambda *x: float("nan"), lambda *x: None),
+    "function": v.of(lambda *x: float(x[0].sum()), lambda *x: float("nan"), lambda *x: None),
     "complexity": v.of(None, [1.0, 2.0, 3.0], [1, 2, 3, 4, 5, 6], ["a", "b", "c"]),
     "interventions": v.intervention,
     "condition": v.intervention,
@@ -210,7 +210,11 @@ def public() -> dict[str, Callable[..., Any]]:
     return found | {"read_plan": read_plan, "read_prompt_file": read_prompt_file}
 
 
-def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> Call:
+Odd = tuple[str, Any]
+"""A parameter, and the value it gets while all others get what they take."""
+
+
+def draw(name: str, function: Callable[..., Any], rng: Random, world: World, odd: Odd | None = None) -> Call:
     """A call of this function with drawn arguments."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
@@ -223,9 +227,14 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> 
             named["progress"] = False
             continue
         optional = parameter.default is not parameter.empty
-        if optional and rng.random() > (1 if parameter.name in ("resamples", "steps", "verbose") else GIVEN):
+        asked = odd is not None and odd[0] == parameter.name
+        if (
+            optional
+            and not asked
+            and rng.random() > (1 if parameter.name in ("resamples", "steps", "verbose") else GIVEN)
+        ):
             continue
-        pick = partial(_value, name, parameter, rng, world)
+        pick = partial(_value, name, parameter, rng, world, odd)
         drawn.add(parameter.name)
         if many:
             positional += [pick() for _ in range(rng.randint(0, 3))]
@@ -240,18 +249,23 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World) -> 
     return Call(name, made, f"{name}({shown})", models, finite=bool(models) and not drawn & EDITS)
 
 
-def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World) -> Any:
-    if rng.random() < ODD:
-        odd = v.anything(rng, world)
-        if (isinstance(parameter.default, bool) or parameter.name == "relative") and hasattr(odd, "shape"):
-            odd = None  # whether an array is true is not for us to say
-        return odd if parameter.name not in MANY or not _is_large(odd) else -1
+def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World, odd: Odd | None) -> Any:
+    if odd is None and rng.random() < ODD:
+        return _odd(parameter, v.anything(rng, world))
+    if odd is not None and odd[0] == parameter.name:
+        return _odd(parameter, odd[1])
     pool = OWN.get(name, {}).get(parameter.name) or POOLS.get(parameter.name)
     if pool is not None:
         return pool(rng, world)
     if isinstance(parameter.default, bool):
         return rng.random() < 0.5
     raise LookupError(f"fuzz: no values for {parameter.name!r} of {name}; add them to fuzz/targets.py")
+
+
+def _odd(parameter: inspect.Parameter, value: Any) -> Any:
+    if (isinstance(parameter.default, bool) or parameter.name == "relative") and hasattr(value, "shape"):
+        return None  # whether an array is true is not for us to say
+    return value if parameter.name not in MANY or not _is_large(value) else -1
 
 
 def _is_large(value: Any) -> bool:

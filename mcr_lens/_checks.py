@@ -1,6 +1,7 @@
 """Is an argument of the right kind at all: a number, a seed, a path? What most calls ask at their door."""
 
 import os
+import sys
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,19 @@ def check_seed(seed: Any) -> None:
     Raises:
         ValueError: what is allowed.
     """
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed={as_shown(seed)}: pass a whole number from 0 on")
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) <= sys.maxsize:
+        raise ValueError(f"seed={as_shown(seed)}: pass a whole number from 0 on, and below 2^63")
+
+
+def check_limit(limit: Any, what: str) -> None:
+    """Refuse what is no number of rows, questions or prompts to read at most.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if limit is not None and not (whole and 1 <= limit <= sys.maxsize):
+        raise ValueError(f"limit={as_shown(limit)}: pass how many {what} to read at most, or None for all")
 
 
 def check_threshold(threshold: Any, *, zero: bool = True) -> None:

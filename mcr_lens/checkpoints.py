@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from mcr_lens._checks import as_shown
 from mcr_lens.measurement import measure
 from mcr_lens.models import load_model
+from mcr_lens.prompts import items_of
 from mcr_lens.serving import serve
 from mcr_lens.training_steps import check_agreement, check_step, join_steps
 
@@ -78,7 +79,7 @@ def emergence(
     Source: arXiv 2510.06477, Fig. 2 (training dynamics of Pythia).
     """
     found = find_checkpoints(checkpoints, revisions)
-    texts = prompts if isinstance(prompts, str | torch.Tensor) else list(prompts)  # read anew at every step
+    texts = items_of(prompts)  # read anew at every step
     chosen = {"dtype": dtype, "device": device}
     options = {
         "batch_size": batch_size, "max_length": max_length, "prepend_bos": prepend_bos, "position": position,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens._checks import as_shown
+from mcr_lens._checks import as_shown, is_iterable
 from mcr_lens.activations import check_layers
 from mcr_lens.attention_views import AttentionView, attention_page, check_drawable, edits_text
 from mcr_lens.hookpoints import HookedModel, check_model, context_length
@@ -197,7 +197,7 @@ def _pairs(heads: Any) -> list[Head]:
     """Pairs of plain integers, in the order given."""
     if heads is None:
         return []
-    given = list(heads) if isinstance(heads, Iterable) and not isinstance(heads, str | Mapping) else []
+    given = list(heads) if is_iterable(heads) and not isinstance(heads, str | Mapping) else []
     found: list[Head] = []
     for pair in given:
         if isinstance(pair, Sequence | np.ndarray) and len(pair) == 2 and all(map(_counted, pair)):

@@ -176,6 +176,7 @@ def read_complexity(ds: xr.Dataset, given: Any = None) -> tuple[np.ndarray, str,
 
     Raises:
         ResultSchemaError: not a result, several conditions, or no `sink_score`.
+        TypeError: a Dataset for complexity.
         ValueError: too few prompts, no complexity, or one that cannot be correlated with.
 
     Source: this library.
@@ -214,6 +215,8 @@ def _named(ds: xr.Dataset, given: Any) -> tuple[Any, str | None, str]:
                 'metrics=["default", "next_token_loss"], or pass complexity= (one number per prompt)'
             )
         given = "next_token_loss"
+    if isinstance(given, xr.Dataset):
+        raise TypeError("complexity came as a Dataset; pass the name of a variable, or one number per prompt")
     if not isinstance(given, str):
         return given, None, "complexity"
     what = f"complexity={given!r}"

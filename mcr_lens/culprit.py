@@ -200,8 +200,3 @@ def run_options(
         "position": position, "batch_size": batch_size, "max_length": max_length,
         "prepend_bos": prepend_bos, "progress": progress,
     }  # fmt: skip
-
-
-def held(prompts: Any) -> Any:
-    """Prompts that can be read more than once."""
-    return list(prompts) if hasattr(prompts, "__next__") else prompts

@@ -29,6 +29,7 @@ from mcr_lens.nulls import other_positions
 from mcr_lens.observer import ObservationWarning
 from mcr_lens.phases import detect_phases
 from mcr_lens.positions import at_tokens
+from mcr_lens.prompts import items_of
 from mcr_lens.reading import subject
 from mcr_lens.results import vocabulary_of
 from mcr_lens.served import hooked
@@ -144,7 +145,7 @@ def diagnose(
     check_cut_offs(**cut_offs)
     check_seed(seed)
     model = hooked(model, tokenizer)
-    prompts = prompts if isinstance(prompts, str) else list(prompts)
+    prompts = items_of(prompts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* come more than once", PromptWarning)  # they do not count here
         clean = measure(model, prompts, **options)

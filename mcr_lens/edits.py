@@ -199,7 +199,8 @@ class RandomDirection(Edit):
     def bind(self, layers: Sequence[int], width: int, collect: Any) -> Any:
         found = {}
         for layer in layers:
-            draw = torch.randn(width, generator=torch.Generator().manual_seed(self.seed * 1009 + layer))
+            number = (int(self.seed) * 1009 + layer) % 2**63
+            draw = torch.randn(width, generator=torch.Generator().manual_seed(number))
             unit = torch.nn.functional.normalize(draw, dim=0)
             found[layer] = lambda rows, where, unit=unit: (_norms(rows) * unit.to(_wide(rows))).to(rows.dtype)
         return found

@@ -160,7 +160,7 @@ def _dataset(
     }
     models = list(dict.fromkeys(str(ds.attrs.get("model")) for ds in readouts))
     attrs = {"schema": SCHEMA, "kind": "early exit", "model": ", ".join(models), "target": target}
-    attrs |= {"n_layers": len(curves[0].values) - 1, "level": level, "chance": int(chance)}
+    attrs |= {"n_layers": len(curves[0].values) - 1, "level": level, "chance": int(bool(chance))}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from mcr_lens._checks import as_shown, check_ratio
 from mcr_lens.ablations import zero_ablation
-from mcr_lens.culprit import BatchSize, PrependBos, held, mean_ratio, run_options
+from mcr_lens.culprit import BatchSize, PrependBos, mean_ratio, run_options
 from mcr_lens.hookpoints import HookedModel
 from mcr_lens.interventions import Intervention
 from mcr_lens.measurement import measure
+from mcr_lens.prompts import items_of
 
 SITES = ("mlp_out", "attn_out")
 
@@ -109,7 +110,7 @@ def minimal_ablation(
     if str(site) not in SITES:
         raise ValueError(f"site={as_shown(site)}: pass one of {', '.join(SITES)}, what a block writes with")
     options = run_options(position, batch_size, max_length, prepend_bos, progress)
-    trials = _Trials(model, held(prompts), site, options)
+    trials = _Trials(model, items_of(prompts), site, options)
     cut: tuple[int, ...] = ()
     while not trials.removed(cut, ratio):
         block = trials.next_block(cut, ratio)

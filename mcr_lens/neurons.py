@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mcr_lens._checks import as_shown
 from mcr_lens.batches import Batch, forward_arguments, in_batches
-from mcr_lens.culprit import PARTS, BatchSize, PrependBos, held, read_row, run_options
+from mcr_lens.culprit import PARTS, BatchSize, PrependBos, read_row, run_options
 from mcr_lens.hookpoints import HookDidNotFireError, HookedModel, model_name
-from mcr_lens.prompts import read_prompts
+from mcr_lens.prompts import items_of, read_prompts
 
 NEURONS = "blocks.{layer}.mlp.hook_post"
 """What the neurons hold when W_out reads them, gate included. No metric reads it, so `READS` has no line."""
@@ -59,7 +59,7 @@ def writing_neurons(
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
         raise ValueError(f"top={as_shown(top)}: pass how many neurons to list, 1 or more")
     options = run_options(position, batch_size, max_length, prepend_bos, progress)
-    again = held(prompts)
+    again = items_of(prompts)
     row = read_row(model, again, depth, options)
     _check_layer(layer, row.depth, model.cfg.n_layers)
     neurons, bias = _output_matrix(model, layer)

@@ -14,7 +14,7 @@ from mcr_lens.measurement import measure
 from mcr_lens.metrics._registry import Metric, get_derived
 from mcr_lens.observer import Observer
 from mcr_lens.plan import make_plan
-from mcr_lens.prompts import read_prompts
+from mcr_lens.prompts import items_of, read_prompts
 from mcr_lens.provenance import LOADED, describe
 from mcr_lens.results import require, vocabulary_of, with_vocabulary
 from mcr_lens.twins import Kind, random_twin
@@ -126,10 +126,10 @@ def random_weights(
         check_seed(number)
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds={as_shown(seeds)}: pass one or more different seeds")
-    held = list(prompts) if hasattr(prompts, "__next__") else prompts  # read once for each seed
+    items = items_of(prompts)  # read once for each seed
     found = [
         measure(
-            random_twin(model, number, kind=kind), held, metrics, batch_size=batch_size,
+            random_twin(model, number, kind=kind), items, metrics, batch_size=batch_size,
             max_length=max_length, prepend_bos=prepend_bos, position=position, progress=progress,
         )
         for number in numbers

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,8 @@ class Table:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             other = f', or "{or_word}"' if or_word else ""
             raise self.wrong(key, f"pass a whole number from {least} on{other}")
+        if value > sys.maxsize:
+            raise self.wrong(key, "pass a number below 2^63")
         return value
 
     def real(self, key: str) -> float | None:
@@ -100,7 +103,7 @@ class Table:
     def one_of(self, key: str, allowed: Sequence[str], default: str) -> Any:
         """One of the allowed words."""
         value = self.given.get(key, default)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise self.wrong(key, f"{nearest(value, allowed)}pass one of {', '.join(allowed)}")
         return value
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mcr_lens._checks import as_shown, is_iterable, path_of
+from mcr_lens._checks import as_shown, check_limit, is_iterable, path_of
 from mcr_lens.prompt_files import read_utf8, what_is_wrong
 from mcr_lens.prompt_sources import DatasetPrompts
 from mcr_lens.readouts.choice_items import STYLES, ChoiceItem, RecordError, item_of, style_of
@@ -70,8 +70,7 @@ def read_choices(
         raise ValueError(
             f"delimiter={as_shown(delimiter)} is a text that goes with the style 'query'; leave it out"
         )
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={as_shown(limit)}: pass how many questions to read at most, or None for all")
+    check_limit(limit, "questions")
     records = _records(source, DatasetPrompts(str(source), config, split, "", revision, streaming))
     found: list[ChoiceItem] = []
     for place, record in islice(records.rows, limit):

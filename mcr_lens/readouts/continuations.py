@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mcr_lens._checks import as_shown, encodable
+from mcr_lens._checks import as_shown, encodable, is_iterable
 from mcr_lens.batches import Batch
 from mcr_lens.hookpoints import HookedModel, check_eval, context_length, model_name
 from mcr_lens.interventions import Intervention, hooks_of, listed
@@ -292,7 +292,7 @@ def read(
 
 
 def _checked(pairs: Any) -> list[Pair]:
-    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+    if isinstance(pairs, str) or not is_iterable(pairs):
         raise TypeError(f"pairs came as {type(pairs).__name__}; pass a list of (context, continuation)")
     found = list(pairs)
     if not found:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mcr_lens._checks import as_shown, path_of
+from mcr_lens._checks import as_shown, check_limit, path_of
 from mcr_lens.prompt_files import names_in, what_is_wrong
 from mcr_lens.prompt_sources import DatasetPrompts
 
@@ -134,8 +134,7 @@ class _Table:
 
     def columns(self, limit: int | None) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """The wanted columns of each row."""
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"limit={as_shown(limit)}: pass how many rows to read at most, or None for all")
+        check_limit(limit, "rows")
         names: list[str] = []
         for number, row in islice(self.rows, limit):
             names = names or [self._pick(row, *each) for each in self.wanted]

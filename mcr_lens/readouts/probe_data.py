@@ -1,7 +1,7 @@
 """Which labelled texts are learned from, and which are tested?"""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
+from mcr_lens._checks import is_iterable
 from mcr_lens.prompts import Prompt
 
 
@@ -56,7 +57,7 @@ def read_labels(rows: list[Prompt], labels: Any, which: str) -> tuple[list[Promp
         TypeError: labels of another kind, or of several.
         ValueError: not one label for each text.
     """
-    if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
+    if isinstance(labels, str | bytes | Mapping) or not is_iterable(labels):
         raise TypeError(f"{which}labels came as {type(labels).__name__}; pass a list, one for each text")
     plain = [label.item() if isinstance(label, np.generic | torch.Tensor) else label for label in labels]
     found = [int(label) if isinstance(label, bool) else label for label in plain]
