@@ -16,18 +16,27 @@ SHARE = 0.1
 
 def calls(world: World, slow: set[str], seed: int) -> Iterator[targets.Call]:
     """Every public function with one odd argument after the other."""
-    odd = [*v.ANYTHING, *(make() for make in v.TENSORS), *(getattr(world, kind) for kind in set(v.KINDS))]
+    kinds = list(dict.fromkeys(v.KINDS))
+    odd = [*v.ANYTHING, *(make() for make in v.TENSORS), *(getattr(world, kind) for kind in kinds)]
     for name, function in targets.public().items():
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD or parameter.name == "progress":
                 continue
-            for number, value in enumerate(odd):
+            damaged = _damaged(name, parameter.name, kinds, Random(f"{seed} {name} {parameter.name}"), world)
+            for number, value in enumerate([*odd, *damaged]):
                 rng = Random(f"{seed} {name} {parameter.name} {number}")
                 if name in slow and rng.random() > SHARE:
                     continue
                 call = _drawn(name, function, rng, world, (parameter.name, value))
                 if call is not None:
                     yield call
+
+
+def _damaged(name: str, parameter: str, kinds: list[str], rng: Random, world: World) -> list[Any]:
+    """For what reads a Dataset, each kind of Dataset with each kind of damage, twice."""
+    if targets.pool(name, parameter) not in (v.dataset, v.array):
+        return []
+    return [damage(rng, getattr(world, kind)) for kind in kinds for damage in (*v.DAMAGE, *v.DAMAGE)]
 
 
 def _drawn(name: str, function: Any, rng: Random, world: World, odd: targets.Odd) -> targets.Call | None:

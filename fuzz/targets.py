@@ -187,7 +187,7 @@ CLASSES = ("Observer", "ServedModel", "ChoiceItem", "TunedLens")
 
 BLOCKS = ("observe", "intervene")
 
-EDITS = {"interventions", "conditions", "condition", "cut", "factors", "lens"}
+EDITS = {"interventions", "conditions", "condition", "cut", "factors", "lens", "dose_response"}
 """What may make a model compute NaN: a factor of 1e30, a vector of infinity, a lens that was not trained."""
 
 
@@ -246,7 +246,7 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World, odd
     given = [*positional, *named.values()]
     models = tuple(m for m in (getattr(world, n) for n in _made(world)) if any(m is g for g in given))
     made = partial(_enter if name in BLOCKS else _call, function, positional, named)
-    return Call(name, made, f"{name}({shown})", models, finite=bool(models) and not drawn & EDITS)
+    return Call(name, made, f"{name}({shown})", models, finite=bool(models) and not {name, *drawn} & EDITS)
 
 
 def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World, odd: Odd | None) -> Any:
@@ -254,17 +254,24 @@ def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World, o
         return _odd(parameter, v.anything(rng, world))
     if odd is not None and odd[0] == parameter.name:
         return _odd(parameter, odd[1])
-    pool = OWN.get(name, {}).get(parameter.name) or POOLS.get(parameter.name)
-    if pool is not None:
-        return pool(rng, world)
+    made = pool(name, parameter.name)
+    if made is not None:
+        return made(rng, world)
     if isinstance(parameter.default, bool):
         return rng.random() < 0.5
     raise LookupError(f"fuzz: no values for {parameter.name!r} of {name}; add them to fuzz/targets.py")
 
 
+def pool(name: str, parameter: str) -> v.Make | None:
+    """What makes values that a parameter takes."""
+    return OWN.get(name, {}).get(parameter) or POOLS.get(parameter)
+
+
 def _odd(parameter: inspect.Parameter, value: Any) -> Any:
     if (isinstance(parameter.default, bool) or parameter.name == "relative") and hasattr(value, "shape"):
         return None  # whether an array is true is not for us to say
+    if parameter.name == "function" and callable(value):
+        return None  # what a function of the user raises is the user's
     return value if parameter.name not in MANY or not _is_large(value) else -1
 
 

@@ -6,8 +6,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-LONGEST = 4095
-"""Bytes of a path, on the systems that this library is run on."""
+LONGEST, LONGEST_NAME = 4095, 255
+"""Bytes of a path and of each name in it, on the systems that this library is run on."""
 
 
 def as_shown(given: Any) -> str:
@@ -106,7 +106,8 @@ def path_of(given: Any) -> Path:
     path = Path(os.fsdecode(given))
     try:
         raw = os.fsencode(path)
-        fine = b"\0" not in raw and len(raw) <= LONGEST
+        names = raw.split(os.fsencode(os.sep))
+        fine = b"\0" not in raw and len(raw) <= LONGEST and max(map(len, names)) <= LONGEST_NAME
     except UnicodeEncodeError:  # a lone surrogate
         fine = False
     if not fine:

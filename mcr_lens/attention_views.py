@@ -252,6 +252,9 @@ def _check(closeup: Any) -> None:
         raise ResultSchemaError(
             "the close-up holds no patterns; call mcr_lens.close_up with heads=[(layer, head), ...]"
         )
+    lost = [name for name in ("layer", "head", "token") if name not in closeup.coords]
+    if lost:
+        raise ResultSchemaError(f"the close-up has lost {lost[0]!r}; pass it as mcr_lens.close_up returns it")
 
 
 def _interventions(closeup: xr.Dataset) -> dict[str, Any]:

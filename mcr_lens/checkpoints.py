@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from mcr_lens._checks import as_shown
+from mcr_lens._checks import as_shown, path_of
 from mcr_lens.measurement import measure
 from mcr_lens.models import load_model
 from mcr_lens.prompts import items_of
@@ -115,7 +115,7 @@ def find_checkpoints(given: Any, revisions: Sequence[str] | None = None) -> dict
     Source: this library.
     """
     if isinstance(given, str | os.PathLike):
-        folder = Path(given)
+        folder = path_of(given)
         if folder.is_dir():
             if revisions is not None:
                 raise ValueError(f"{folder} is a folder and has no revisions; leave them out")
@@ -159,7 +159,9 @@ def _in_folder(folder: Path) -> dict[int, tuple[Any, str | None]]:
 
 def _on_hub(name: str, revisions: Sequence[str] | None) -> dict[int, tuple[Any, str | None]]:
     if revisions is None:
-        raise ValueError(f"{name!r} is no folder; for a model on a hub pass revisions=['step1', 'step1000']")
+        raise ValueError(
+            f"{as_shown(name)} is no folder; for a model on a hub pass revisions=['step1', 'step1000']"
+        )
     if isinstance(revisions, str) or not revisions:
         raise ValueError(
             f"revisions={as_shown(revisions)}: pass a list of names such as ['step1', 'step1000']"
@@ -168,7 +170,9 @@ def _on_hub(name: str, revisions: Sequence[str] | None) -> dict[int, tuple[Any, 
     for revision in revisions:
         number = re.search(r"(\d+)$", str(revision))
         if number is None:
-            raise ValueError(f"revision {revision!r} does not end in its training step, as 'step1000' does")
+            raise ValueError(
+                f"revision {as_shown(revision)} does not end in its training step, as 'step1000' does"
+            )
         if int(number[1]) in found:
             raise ValueError(f"revisions: training step {int(number[1])} is there twice")
         found[int(number[1])] = (name, str(revision))

@@ -176,7 +176,7 @@ def read_complexity(ds: xr.Dataset, given: Any = None) -> tuple[np.ndarray, str,
 
     Raises:
         ResultSchemaError: not a result, several conditions, or no `sink_score`.
-        TypeError: a Dataset for complexity.
+        TypeError: a complexity that is no array of numbers.
         ValueError: too few prompts, no complexity, or one that cannot be correlated with.
 
     Source: this library.
@@ -197,7 +197,18 @@ def read_complexity(ds: xr.Dataset, given: Any = None) -> tuple[np.ndarray, str,
             f"{what} is of other prompts than the result, or of these in another order; pass numbers of the "
             "same prompts"
         )
-    values = _finite(np.asarray(array), what, ds.sizes["prompt"])
+    try:
+        plain = np.asarray(array)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # a Dataset, rows of different length, a tensor without data
+        kind = type(array).__name__
+        raise TypeError(
+            f"{what} came as {kind}; pass the name of a variable, or one number per prompt"
+        ) from None
+    values = _finite(plain, what, ds.sizes["prompt"])
     if np.ptp(values) == 0:
         raise ValueError(
             f"the complexity is {values[0]:#.3g} for every prompt, so nothing can go with it; pass one that "
@@ -215,11 +226,9 @@ def _named(ds: xr.Dataset, given: Any) -> tuple[Any, str | None, str]:
                 'metrics=["default", "next_token_loss"], or pass complexity= (one number per prompt)'
             )
         given = "next_token_loss"
-    if isinstance(given, xr.Dataset):
-        raise TypeError("complexity came as a Dataset; pass the name of a variable, or one number per prompt")
     if not isinstance(given, str):
         return given, None, "complexity"
-    what = f"complexity={given!r}"
+    what = f"complexity={as_shown(given)}"
     names = [str(n) for n in [*ds.data_vars, *ds.coords]
              if ds[n].dims == ("prompt",) and ds[n].dtype.kind in "fiub" and n != "prompt"]  # fmt: skip
     if given not in names:
@@ -249,8 +258,12 @@ def _finite(values: np.ndarray, what: str, prompts: int) -> np.ndarray:
 def layer_scores(ds: xr.Dataset, variable: str = "sink_score") -> np.ndarray:
     """A score averaged over heads, as [prompt, layer].
 
+    Raises:
+        ResultSchemaError: an axis that is lost.
+
     Source: this library.
     """
+    require_axes(ds, "prompt", "layer", "head", of=variable)
     return ds[variable].astype(float).mean("head").transpose("prompt", "layer").values
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens._checks import check_seed
+from mcr_lens._checks import as_shown, check_seed
 from mcr_lens.ablations import zero_ablation
 from mcr_lens.claims import Claim
 from mcr_lens.comparison import compare
@@ -66,7 +66,7 @@ class Diagnosis:
         for claim in self.claims:
             if claim.name == name:
                 return claim
-        raise KeyError(f"no claim {name!r}; there are {', '.join(c.name for c in self.claims)}")
+        raise KeyError(f"no claim {as_shown(name)}; there are {', '.join(c.name for c in self.claims)}")
 
     @property
     def summary(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.ablations import random_direction, scale, zero_ablation
 from mcr_lens.closeup import CLEAN, close_up
 from mcr_lens.hookpoints import HookedModel, check_model, model_name
@@ -203,12 +204,12 @@ def _read(given: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ValueError(f"interventions: got {type(given).__name__}; {example}")
     for name, edits in given.items():
         if not isinstance(name, str) or not name or name in (NONE, CLEAN):
-            raise ValueError(f"interventions: {name!r} cannot be a name; {example}")
+            raise ValueError(f"interventions: {as_shown(name)} cannot be a name; {example}")
         made = edits if isinstance(edits, Sequence) and not isinstance(edits, str) and edits else (edits,)
         wrong = [e for e in made if not isinstance(e, Intervention)]
         if wrong and not callable(edits):
             raise ValueError(
-                f"interventions: {name!r} is a {type(wrong[0]).__name__}, neither an intervention nor a "
-                f"function of layer and position that returns one; {example}"
+                f"interventions: {as_shown(name)} is a {type(wrong[0]).__name__}, neither an intervention "
+                f"nor a function of layer and position that returns one; {example}"
             )
     return dict(given)

@@ -53,14 +53,14 @@ def read_intervention(table: Any) -> Intervention:
         if key not in (*WHERE, *own):
             allowed = (*WHERE, *own)
             raise ValueError(
-                f"{kind} has no key {key!r}; {nearest(key, allowed)}its keys are {', '.join(allowed)}"
+                f"{kind} has no key {as_shown(key)}; {nearest(key, allowed)}its keys are {', '.join(allowed)}"
             )
     for key in ("site", "layers", *(k for k in own if k != "seed")):
         if key not in table:
             raise ValueError(f"{kind} needs {key}; write a table such as {example}")
     settings = {name: table[key] for key, name in own.items() if key in table}
     if not isinstance(settings.get("seed", 0), int) or isinstance(settings.get("seed"), bool):
-        raise ValueError(f"seed={settings['seed']!r}: pass a whole number")
+        raise ValueError(f"seed={as_shown(settings['seed'])}: pass a whole number")
     if "positions" in table:
         settings["positions"] = _positions(table["positions"])
     elif kind == "inject":
@@ -77,11 +77,11 @@ def _positions(given: Any) -> Any:
     if isinstance(given, Mapping):
         tokens = given.get("tokens")
         if set(given) != {"tokens"} or not isinstance(tokens, list | tuple):
-            raise ValueError(f"positions={dict(given)!r}: the only table is {{tokens = [...]}}")
+            raise ValueError(f"positions={as_shown(dict(given))}: the only table is {{tokens = [...]}}")
         return at_tokens(*tokens)
     if isinstance(given, str) and ":" in given:
         parts = given.split(":")
         if len(parts) > 3 or any(p and not p.isdecimal() for p in parts):
-            raise ValueError(f"positions={given!r}: a range counts from 0, such as '2:8' or '1:'")
+            raise ValueError(f"positions={as_shown(given)}: a range counts from 0, such as '2:8' or '1:'")
         return slice(*(int(p) if p else None for p in parts))
     return given

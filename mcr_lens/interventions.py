@@ -196,7 +196,7 @@ def read_conditions(conditions: Mapping[str, Condition]) -> dict[str, Sequence[I
             made = tuple(edits)
         wrong = [e for e in made if not isinstance(e, Intervention)]
         if not isinstance(name, str) or not name:
-            raise ValueError(f"conditions: the name {name!r} is not a text; {example}")
+            raise ValueError(f"conditions: the name {as_shown(name)} is not a text; {example}")
         if wrong:
             what = type(wrong[0]).__name__
             raise ValueError(f"condition {as_shown(name)} holds a {what}, not an intervention; {example}")

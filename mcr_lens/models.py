@@ -1,7 +1,7 @@
 """How does a name, a folder or a Hugging Face model become a model whose every tensor can be read?"""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcr_lens._checks import as_shown, first_line
+from mcr_lens._checks import as_shown, first_line, path_of
 from mcr_lens.hookpoints import HookedModel
 from mcr_lens.provenance import LOADED
 
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 """The name of the model that comes with the package."""
-
-
-LONGEST = 4000
-"""Bytes of a name: no path is longer."""
 
 
 class ModelLoadError(ValueError):
@@ -56,7 +52,7 @@ def load_model(
 
     Raises:
         ModelLoadError: not a model, not found, or no network to fetch it.
-        ValueError: options that exclude each other.
+        ValueError: options that exclude each other, a dtype or device that is none.
         TypeError: neither a name nor a model.
 
     Source: this library.
@@ -66,8 +62,9 @@ def load_model(
     """
     _check_versions()
     kind = _dtype(dtype)
-    if device is not None and device_map is not None:
-        raise ValueError("pass device or device_map, not both")
+    check_device(device, device_map)
+    if device_map is not None and not isinstance(device_map, str | Mapping):
+        raise ValueError(f"device_map={as_shown(device_map)}: pass 'auto', or a map from modules to devices")
     in_memory = not isinstance(model, str | Path)
     if in_memory:
         bridge = _wrap(model, kind, device, device_map, tokenizer)
@@ -104,14 +101,18 @@ def model_source(name: str) -> str:
         ModelLoadError: it is a file, a folder without a model, or nothing that a model can be called.
     """
     source = str(demo_folder()) if name == DEMO else name
-    if not source.strip() or len(source.encode("utf-8", "replace")) > LONGEST or "\0" in source:
+    try:
+        folder = path_of(source)
+    except ValueError:
+        folder = None
+    if folder is None or not source.strip():
         raise ModelLoadError(
             f"{name[:40]!r} is no name of a model; pass a Hugging Face folder, a hub name, or 'demo'"
         )
-    folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ModelLoadError(
-            f"{name!r} is no model: {'it holds no config.json' if folder.is_dir() else 'it is a file'}; "
+            f"{as_shown(name)} is no model: "
+            f"{'it holds no config.json' if folder.is_dir() else 'it is a file'}; "
             "pass a Hugging Face folder, a hub name, or 'demo'"
         )
     return source
@@ -230,27 +231,49 @@ def _prepared(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def check_device(device: Any, device_map: Any = None) -> None:
+    """Refuse what no weights can be put on, and a device beside a map of them.
+
+    Raises:
+        ValueError: what is allowed.
+
+    Source: this library.
+    """
+    if device is None:
+        return
+    if device_map is not None:
+        raise ValueError("pass device or device_map, not both")
+    try:
+        torch.device(device)
+    except (TypeError, RuntimeError):
+        raise ValueError(
+            f"device={as_shown(device)}: pass 'cpu', 'cuda', 'cuda:1' or a torch device"
+        ) from None
+
+
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if isinstance(dtype, str):
         if dtype.removeprefix("torch.") not in allowed:
             raise ValueError(f"dtype={as_shown(dtype)}: pass one of {', '.join(allowed)}")
         return allowed[dtype.removeprefix("torch.")]
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={as_shown(dtype)}: pass one of {', '.join(allowed)}")
     return dtype
 
 
 def _explain(name: str, folder: Path, error: Exception) -> str:
     if folder.exists():
-        return f"{name!r} could not be loaded as a Hugging Face folder: {first_line(error)}"
+        return f"{as_shown(name)} could not be loaded as a Hugging Face folder: {first_line(error)}"
     if "/" in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return f"{name!r} is no model: there is no such folder"
+        return f"{as_shown(name)} is no model: there is no such folder"
     if _caused_by(error, "GatedRepoError"):
         return (
-            f"{name!r} is gated on the hub: ask for access on its page, then log in with `hf auth login` or "
-            "set HF_TOKEN"
+            f"{as_shown(name)} is gated on the hub: ask for access on its page, then log in with `hf auth "
+            "login` or set HF_TOKEN"
         )
     return (
-        f"{name!r} is neither a local folder nor a model that could be fetched from the hub "
+        f"{as_shown(name)} is neither a local folder nor a model that could be fetched from the hub "
         f"({first_line(error)}); check the name and the network, or pass a folder"
     )
 

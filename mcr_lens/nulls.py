@@ -1,5 +1,6 @@
 """Against what is a number large? The same metrics at ordinary tokens, and in models with random weights."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown, as_tuple, check_seed
 from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.hookpoints import HookedModel, check_eval, model_name
-from mcr_lens.measurement import measure
+from mcr_lens.measurement import PromptWarning, measure
 from mcr_lens.metrics._registry import Metric, get_derived
 from mcr_lens.observer import Observer
 from mcr_lens.plan import make_plan
@@ -69,6 +70,14 @@ def other_positions(
         )
     generator = np.random.default_rng(seed)
     drawn = np.stack([_draw(len(row.ids), position, count, generator) for row in rows])
+    last = [i for i, row in enumerate(rows) if (drawn[i] == len(row.ids) - 1).any()]
+    if last:
+        warnings.warn(
+            f"prompt {last[0]} has {len(rows[last[0]].ids)} tokens, and the last one is drawn: what later "
+            "tokens give to it is NaN; leave out prompts that are so short",
+            PromptWarning,
+            stacklevel=3,
+        )
     arguments = forward_arguments(model, needs_logits=False)
 
     def run(batch: Batch) -> xr.Dataset:

@@ -88,7 +88,9 @@ def read_positions(given: Given) -> Positions:
         stop = given.stop
         whole = all(isinstance(n, int) for n in (start, step, stop) if n is not None)
         if not whole or start < 0 or step < 1 or (stop is not None and stop <= start):
-            raise ValueError(f"positions={given!r}: a slice counts from 0 and holds at least one position")
+            raise ValueError(
+                f"positions={as_shown(given)}: a slice counts from 0 and holds at least one position"
+            )
         return Span(start, stop, step)
     return integers("positions", given)
 
@@ -214,12 +216,12 @@ def _token_id(model: Any, token: int | str) -> int:
         return token
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        raise ValueError(f"{model_name(model)} has no tokenizer to look up {token!r}; pass its id")
+        raise ValueError(f"{model_name(model)} has no tokenizer to look up {as_shown(token)}; pass its id")
     found = tokenizer.get_vocab().get(token)
     if not encodable(token):
-        raise ValueError(f"{token!r} is not valid text (a lone surrogate); pass the id of a token")
+        raise ValueError(f"{as_shown(token)} is not valid text (a lone surrogate); pass the id of a token")
     if found is None:
         spelt = tokenizer.convert_ids_to_tokens(tokenizer(token, add_special_tokens=False)["input_ids"])
         hint = f"it is written {spelt[0]!r}" if len(spelt) == 1 else f"it falls apart into {spelt[:6]}"
-        raise ValueError(f"{token!r} is not a token of {model_name(model)}: {hint}")
+        raise ValueError(f"{as_shown(token)} is not a token of {model_name(model)}: {hint}")
     return int(found)

@@ -86,10 +86,10 @@ def _from_json(source: Path, number: int, line: str, field: str) -> str:
     if field not in record:
         there = names_in(record)
         raise ValueError(
-            f"{source}, line {number} has no field {field!r}; its fields are: {there} (see --field)"
+            f"{source}, line {number} has no field {as_shown(field)}; its fields are: {there} (see --field)"
         )
     text = record[field]
     if not isinstance(text, str) or not text:
         what = "an empty string" if text == "" else f"a {type(text).__name__}"
-        raise ValueError(f"{source}, line {number}: field {field!r} holds {what}; a prompt is text")
+        raise ValueError(f"{source}, line {number}: field {as_shown(field)} holds {what}; a prompt is text")
     return text

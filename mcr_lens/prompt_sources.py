@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mcr_lens._checks import first_line
+from mcr_lens._checks import as_shown, first_line
 from mcr_lens.prompt_files import FIELD, _from_json
 
 Source: TypeAlias = Iterable[str]
@@ -82,13 +82,14 @@ class DatasetPrompts:
         for number, row in enumerate(self._rows()):
             if self.field not in row:
                 raise ValueError(
-                    f"dataset {self.name!r} has no column {self.field!r}; its columns are: {', '.join(row)}"
+                    f"dataset {as_shown(self.name)} has no column {as_shown(self.field)}; its columns are: "
+                    f"{', '.join(row)}"
                 )
             text = row[self.field]
             if not isinstance(text, str):
                 raise ValueError(
-                    f"dataset {self.name!r}, row {number}: {self.field!r} holds a {type(text).__name__}; a "
-                    "prompt is text"
+                    f"dataset {as_shown(self.name)}, row {number}: {as_shown(self.field)} holds a "
+                    f"{type(text).__name__}; a prompt is text"
                 )
             if text.strip():
                 yield text
@@ -102,7 +103,9 @@ class DatasetPrompts:
                 self.name, self.config, split=self.split, revision=self.revision, streaming=self.streaming
             )
         except Exception as error:  # datasets raises kinds of its own, and those of the network
-            raise ValueError(f"dataset {self.name!r} could not be opened ({first_line(error)})") from error
+            raise ValueError(
+                f"dataset {as_shown(self.name)} could not be opened ({first_line(error)})"
+            ) from error
 
 
 @dataclass(frozen=True)

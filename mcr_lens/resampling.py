@@ -268,7 +268,7 @@ def _same_length(arrays: tuple[Any, ...]) -> list[np.ndarray]:
         given = [np.asarray(a) for a in arrays]
     except (TypeError, ValueError, RuntimeError):  # Datasets, rows of other lengths, tensors elsewhere
         given = []
-    if not given or any(a.ndim == 0 for a in given):
+    if not given or any(a.ndim == 0 or a.dtype.hasobject for a in given):
         raise ValueError("bootstrap needs arrays whose first axis is the prompts; pass one or more of them")
     lengths = {len(a) for a in given}
     if len(lengths) > 1:

@@ -127,7 +127,8 @@ def _whole(ds: xr.Dataset) -> None:
             f"the result has lost {lost[0]!r}, which every result of mcr_lens has; keep its coordinates and "
             "attributes, or load it anew"
         )
-    empty = [axis for axis in ("condition", "step", "depth", "layer", "head") if ds.sizes.get(axis) == 0]
+    never = ("condition", "step", "depth", "layer", "head", "top", "rank")
+    empty = [axis for axis in never if ds.sizes.get(axis) == 0]
     if empty:
         raise ResultSchemaError(f"the result holds no {empty[0]}; pass one or more")
     for name, array in ds.data_vars.items():

@@ -189,7 +189,7 @@ def read_moments(ds: xr.Dataset, statistic: Statistic = "mean") -> xr.Dataset:
     True
     """
     check_moments(ds)
-    if statistic not in STATISTICS:
+    if not isinstance(statistic, str) or statistic not in STATISTICS:
         raise ValueError(f"statistic={as_shown(statistic)}: pass one of {', '.join(STATISTICS)}")
     read = {str(name): _read(array, statistic) for name, array in ds.data_vars.items()}
     return xr.Dataset(read, attrs={**ds.attrs, "statistic": statistic})

@@ -199,7 +199,7 @@ class ServedModel:
         points: dict[str, list[Callable[..., Any]]] = {}
         for name, function in fwd_hooks:
             if name not in self.hook_dict:
-                raise ValueError(f"there is no hook point {name!r}; hook_dict lists them all")
+                raise ValueError(f"there is no hook point {as_shown(name)}; hook_dict lists them all")
             points.setdefault(name, []).append(function)
         called = {name: partial(through, them, self.hook_dict[name]) for name, them in points.items()}
         with ExitStack() as stack:

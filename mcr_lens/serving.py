@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mcr_lens._checks import as_shown
-from mcr_lens.models import ModelLoadError, _explain, check_weights, model_source, not_fetched
+from mcr_lens.models import ModelLoadError, _explain, check_device, check_weights, model_source, not_fetched
 from mcr_lens.provenance import LOADED
 from mcr_lens.served import ServedModel, is_plain
 
@@ -41,7 +41,8 @@ def serve(
 
     Raises:
         TypeError: neither a name nor a Hugging Face model.
-        ValueError: options for a model that is in memory already, or that exclude each other.
+        ValueError: options for a model that is in memory already, or that exclude each other; a dtype or
+            device that is none.
         ModelLoadError: not found, or no network to fetch it.
         CannotServeError: the model does not go through transformers' attention interface, or its attention
             has a part that is not known; `load_model` may still wrap it.
@@ -58,8 +59,7 @@ def serve(
         if is_plain(model):
             check_weights(getattr(model, "_orig_mod", model))
         return ServedModel(model, tokenizer)
-    if device is not None and options.get("device_map") is not None:
-        raise ValueError("pass device or device_map, not both")
+    check_device(device, options.get("device_map"))
     if attention is not None and not isinstance(attention, str):
         raise TypeError(
             f"attention={as_shown(attention)}: pass the name of an implementation, such as 'sdpa'"
@@ -98,9 +98,9 @@ def _load(name: str, tokenizer: Any, dtype: Any, device: Any, attention: Any, op
         if not_fetched(error):
             raise ModelLoadError(_explain(name, Path(source), error)) from error
         why = " ".join(str(error).split())
-        raise ModelLoadError(f"{name!r} could not be loaded: {why[:300]}") from error
+        raise ModelLoadError(f"{as_shown(name)} could not be loaded: {why[:300]}") from error
     if not is_plain(model):
-        raise ModelLoadError(f"{name!r} is no Hugging Face model; pass a hub name or a folder of one")
+        raise ModelLoadError(f"{as_shown(name)} is no Hugging Face model; pass a hub name or a folder of one")
     return model, tokenizer
 
 
@@ -115,5 +115,5 @@ def _dtype(given: Any) -> Any:
         return "auto"
     found = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={given!r}: pass 'float32', 'bfloat16', 'float16' or a torch dtype")
+        raise ValueError(f"dtype={as_shown(given)}: pass 'float32', 'bfloat16', 'float16' or a torch dtype")
     return found

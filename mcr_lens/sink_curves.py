@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, check_threshold
-from mcr_lens.results import require_single
+from mcr_lens.results import require_axes, require_single
 from mcr_lens.summaries import _labelled
 
 SCORES = ("sink_score", "strongest_sink_score", "early_sink_score")
@@ -45,6 +45,7 @@ def sink_curve(
     """
     _check_score(variable)
     require_single(ds, variable)
+    require_axes(ds, "prompt", "layer", "head", of=variable)
     try:
         taus = np.linspace(0, 1, 101) if thresholds is None else np.asarray(thresholds, dtype=float)
     except (TypeError, ValueError):

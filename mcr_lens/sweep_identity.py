@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mcr_lens._checks import as_shown
 from mcr_lens.metrics._registry import get_metric
 from mcr_lens.models import DEMO, ModelLoadError, _explain, demo_folder
 from mcr_lens.provenance import processing
@@ -64,8 +65,8 @@ def _ready(plan: ModelPlan) -> Any:
     model = plan.model() if callable(plan.model) and not is_model else plan.model
     if not hasattr(model, "hook_dict"):
         raise TypeError(
-            f"model {plan.name!r} is a {type(model).__name__}; pass what load_model or serve returns, or a "
-            "function that returns it"
+            f"model {as_shown(plan.name)} is a {type(model).__name__}; pass what load_model or serve "
+            "returns, or a function that returns it"
         )
     return model
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from mcr_lens._checks import as_shown
+from mcr_lens._checks import as_shown, path_of
 from mcr_lens.intervention_tables import read_intervention
 from mcr_lens.interventions import Intervention
 from mcr_lens.metrics._registry import select
@@ -103,8 +103,9 @@ def read_plan(
     if isinstance(plan, Mapping):
         where, base, given = "plan", Path.cwd(), dict(plan)
     elif isinstance(plan, str | os.PathLike):
-        where, base = str(plan), Path(plan).absolute().parent
-        given = read_toml(Path(plan))
+        path = path_of(plan)
+        where, base = str(path), path.absolute().parent
+        given = read_toml(path)
     else:
         raise TypeError(f"a plan is the path of a TOML file or a mapping, got {type(plan).__name__}")
     if "out" in changes:
@@ -154,7 +155,9 @@ def _models(table: Table, base: Path, engine: str) -> list[ModelPlan]:
         if not fine or not all(isinstance(r, str) and r.strip() for r in revisions):
             raise table.wrong("revisions", 'pass a list of one or more names, such as ["step1000", "main"]')
         if model is not None or local or name == BUNDLED:
-            raise table.wrong("revisions", f"{name!r} is no hub model, so it has none; leave them out")
+            raise table.wrong(
+                "revisions", f"{as_shown(name)} is no hub model, so it has none; leave them out"
+            )
     if table.has("device") and table.has("device_map"):
         raise table.wrong("device", "pass device or device_map, not both")
     chart = table.given.get("device_map")
@@ -287,4 +290,4 @@ def _bos(top: Table) -> Any:
 def _refuse_twins(where: str, key: str, names: Sequence[str], advice: str) -> None:
     twins = [name for i, name in enumerate(names) if name in names[:i]]
     if twins:
-        raise ValueError(f"{where}: two of the {key} are called {twins[0]!r}; {advice}")
+        raise ValueError(f"{where}: two of the {key} are called {as_shown(twins[0])}; {advice}")

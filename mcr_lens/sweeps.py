@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from mcr_lens._checks import first_line
+from mcr_lens._checks import as_shown, first_line
 from mcr_lens.conditions import condition, condition_names, join_conditions
 from mcr_lens.measurement import PromptWarning
 from mcr_lens.plan_tables import nearest
@@ -92,7 +92,7 @@ class Results(Mapping[str, xr.Dataset]):
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self._files:
             raise KeyError(
-                f"no result {name!r}; {nearest(name, self._files)}there are {', '.join(self._files)}"
+                f"no result {as_shown(name)}; {nearest(name, self._files)}there are {', '.join(self._files)}"
             )
         return read(self._files[name])
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.ranks import spearman
 from mcr_lens.results import ResultSchemaError
 
@@ -71,12 +72,14 @@ def task_curve(
         raise ResultSchemaError("the readout has no depths left; pass it as it was made")
     if not np.isfinite(values).all():
         depth = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"{name!r} is {values[depth]} at depth {depth}; a curve needs a number at each")
+        raise ValueError(
+            f"{as_shown(name)} is {values[depth]} at depth {depth}; a curve needs a number at each"
+        )
     lost = [about[k] for k in ("samples", "weights", "against") if k in about and about[k] not in ds]
     if lost or ("samples" in about and ds[about["samples"]].ndim < 2):
         raise ResultSchemaError(
             f"the readout has lost {(lost or [about['samples']])[0]!r} by text, which "
-            f"{name!r} is made of; pass "
+            f"{as_shown(name)} is made of; pass "
             "it as it was made"
         )
     draws = _draws(ds, about, resamples, seed) if "samples" in about else np.empty((0, len(values)))

@@ -34,7 +34,7 @@ def join_steps(results: Mapping[int, xr.Dataset], *, model: str | None = None) -
     Raises:
         ResultSchemaError: no results, several conditions, or results that differ in layers, heads, width,
             dtype, position, interventions, variables or prompts.
-        TypeError: not a map.
+        TypeError: not a map, or a model that is no name.
         ValueError: a step that is not a whole number from 0 on.
 
     Source: this library.
@@ -44,6 +44,8 @@ def join_steps(results: Mapping[int, xr.Dataset], *, model: str | None = None) -
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"results came as {type(results).__name__}; pass a map from training step to result")
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"model={as_shown(model)}: pass the name that the checkpoints go by")
     if not results:
         raise ResultSchemaError("no results to join; pass at least one training step")
     steps = sorted(check_step(step) for step in results)

@@ -133,8 +133,7 @@ def test_more_than_there_is(cluster, tmp_path):
 def test_an_address_where_nothing_is(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(
-        SweepError,
-        match=r"Ray could not be reached at 127\.0\.0\.1:1 \([^()\n]*(refused|unreachable)\); start it there",
+        SweepError, match=r"Ray could not be reached at 127\.0\.0\.1:1 \(.*refused\); start it there"
     ):
         mcr.sweep(PLAN, out=tmp_path, progress=False, engine="ray", address="127.0.0.1:1")
 

@@ -64,13 +64,15 @@ def plot_comparison(ds: xr.Dataset, *, baseline: str = "clean", dark: bool = Fal
     Source: arXiv 2510.06477, Fig. 4; the loss beside it: this library.
     """
     names = condition_names(ds)
-    if baseline not in names:
+    if not isinstance(baseline, str) or baseline not in names:
         raise ValueError(
             f"baseline={as_shown(baseline)} is not a condition of the result; it holds {', '.join(names)}"
         )
     others = [name for name in names if name != baseline]
     if not others:
-        raise ValueError(f"the result holds {baseline!r} alone; compare at least one other condition with it")
+        raise ValueError(
+            f"the result holds {as_shown(baseline)} alone; compare at least one other condition with it"
+        )
     read = {s.name: s for s in read_series(ds)}
     series = [replace(read[baseline], color=GREY, dash="solid")]
     series += [replace(read[name], color=series_color(i)) for i, name in enumerate(others)]

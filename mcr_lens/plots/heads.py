@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from mcr_lens._checks import is_iterable
+from mcr_lens._checks import as_shown, is_iterable
 from mcr_lens._optional import require
 from mcr_lens.plots.series import RANKED
 from mcr_lens.plots.theme import (
@@ -173,27 +173,27 @@ def plot_heads(
 
 def _read(ds: xr.Dataset, name: str) -> xr.DataArray:
     """The variable as numbers over prompt, layer and head."""
-    if name not in ds.data_vars and name not in READINGS:
+    if str(name) not in ds.data_vars and str(name) not in READINGS:
         drawable = [str(v) for v in ds.data_vars if {"layer", "head"} <= set(ds[v].dims)]
         near = difflib.get_close_matches(str(name), [*drawable, *READINGS], n=1, cutoff=0.5)
         listed = ", ".join(drawable) or "no map of heads"
         hint = f"did you mean {near[0]!r}?" if near else f"it holds {listed}"
-        raise ValueError(f"the result has no variable {name!r}: {hint}")
+        raise ValueError(f"the result has no variable {as_shown(name)}: {hint}")
     array = READINGS[name](ds) if name in READINGS else ds[name]
     if not {"layer", "head"} <= set(array.dims):
         raise ValueError(
-            f"{name!r} has the axes {', '.join(map(str, array.dims))} and not layer and head; draw it with "
-            "plot_profile"
+            f"{as_shown(name)} has the axes {', '.join(map(str, array.dims))} and not layer and head; draw "
+            "it with plot_profile"
         )
     for extra in [str(d) for d in array.dims if d not in ("prompt", "layer", "head")]:
         if extra not in RANKED:
             raise ValueError(
-                f"{name!r} has the axis {extra!r}, which a map of heads cannot draw; select one entry "
-                f"first, for example ds.isel({extra}=0)"
+                f"{as_shown(name)} has the axis {as_shown(extra)}, which a map of heads cannot draw; select "
+                f"one entry first, for example ds.isel({extra}=0)"
             )
         array = array.isel({extra: 0})
     if array.attrs.get("units") == "token id":
-        raise ValueError(f"{name!r} holds token ids, whose mean says nothing; draw a score")
+        raise ValueError(f"{as_shown(name)} holds token ids, whose mean says nothing; draw a score")
     return array
 
 

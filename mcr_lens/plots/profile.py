@@ -182,14 +182,14 @@ def _panel(series: Sequence[Series], name: str, number: int) -> Panel:
 
 
 def _read(ds: xr.Dataset, name: str) -> xr.DataArray:
-    if name not in ds.data_vars and name not in DERIVED:
+    if str(name) not in ds.data_vars and str(name) not in DERIVED:
         drawable = [str(v) for v in ds.data_vars if {"depth", "layer"} & set(ds[v].dims)]
         near = difflib.get_close_matches(str(name), [*drawable, *DERIVED], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"it holds {', '.join(drawable) or 'no profile'}"
-        raise ValueError(f"the result has no variable {name!r}: {hint}")
+        raise ValueError(f"the result has no variable {as_shown(name)}: {hint}")
     array = ds[name] if name in ds.data_vars else DERIVED[name](ds)
     if not {"depth", "layer"} & set(array.dims):
         raise ValueError(
-            f"{name!r} has no depth or layer axis, so it has no profile; choose another variable"
+            f"{as_shown(name)} has no depth or layer axis, so it has no profile; choose another variable"
         )
     return array

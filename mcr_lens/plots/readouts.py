@@ -94,10 +94,12 @@ def _series(given: Any) -> tuple[Series, ...]:
     for name, ds in named.items():
         if not isinstance(ds, xr.Dataset):
             raise TypeError(
-                f"results: {name!r} is a {type(ds).__name__}; pass Datasets with readouts by depth"
+                f"results: {as_shown(name)} is a {type(ds).__name__}; pass Datasets with readouts by depth"
             )
         if "depth" not in ds.dims:
-            raise ValueError(f"results: {name!r} has no axis `depth`, so there is nothing to draw by depth")
+            raise ValueError(
+                f"results: {as_shown(name)} has no axis `depth`, so there is nothing to draw by depth"
+            )
     return tuple(
         Series(name, ds.assign_attrs(n_layers=_n_layers(name, ds)), series_color(i), series_dash(i))
         for i, (name, ds) in enumerate(named.items())
@@ -108,11 +110,13 @@ def _named(given: Any) -> dict[str, Any]:
     if isinstance(given, xr.Dataset):
         if "condition" not in given.dims:
             return {_own_name(given) or "result": given}
+        if not given.sizes["condition"]:
+            raise ValueError("results: the Dataset holds no conditions; pass at least one")
         return {str(name): given.isel(condition=i) for i, name in enumerate(given["condition"].values)}
     if isinstance(given, Mapping):
         wrong = [name for name in given if not isinstance(name, str) or not name]
         if wrong or not given:
-            what = f"the name {wrong[0]!r} is not a text" if wrong else "an empty map"
+            what = f"the name {as_shown(wrong[0])} is not a text" if wrong else "an empty map"
             raise ValueError(f'results: got {what}; pass a map such as {{"task one": ds, "task two": ds}}')
         found = dict(given)
     elif isinstance(given, Sequence) and not isinstance(given, str):
@@ -126,7 +130,7 @@ def _named(given: Any) -> dict[str, Any]:
     for name, ds in found.items():
         if isinstance(ds, xr.Dataset) and "condition" in ds.dims:
             raise ValueError(
-                f"results: {name!r} holds several conditions; pick one of each, or draw it alone"
+                f"results: {as_shown(name)} holds several conditions; pick one of each, or draw it alone"
             )
     return found
 
@@ -141,12 +145,12 @@ def _n_layers(name: str, ds: xr.Dataset) -> int:
     last = int(ds.attrs.get("n_layers", max(depths, default=0)))
     if depths.dtype.kind not in "iu" or len(set(depths.tolist())) < len(depths) or not len(depths):
         raise ValueError(
-            f"results: the depths of {name!r} are {depths.tolist()}; they must be whole, once each"
+            f"results: the depths of {as_shown(name)} are {depths.tolist()}; they must be whole, once each"
         )
     if depths.min() < 0 or depths.max() > last:
         raise ValueError(
-            f"results: {name!r} has depths {depths.min()} to {depths.max()} and {last} layers; depths go "
-            "from 0 to the number of layers"
+            f"results: {as_shown(name)} has depths {depths.min()} to {depths.max()} and {last} layers; "
+            "depths go from 0 to the number of layers"
         )
     return last
 
@@ -186,12 +190,13 @@ def _check(array: xr.DataArray, name: str) -> None:
     extra = [str(d) for d in array.dims if d not in ("depth", *REPEATS)]
     if extra:
         raise ValueError(
-            f"{name!r} has the axis {extra[0]!r}, which a line over depth cannot have; select one entry "
-            f"first, for example ds.isel({extra[0]}=0)"
+            f"{as_shown(name)} has the axis {extra[0]!r}, which a line over depth cannot have; select one "
+            f"entry first, for example ds.isel({extra[0]}=0)"
         )
     if array.attrs.get("better", "lower") not in BETTER:
         raise ValueError(
-            f"{name!r} has the attribute better={array.attrs['better']!r}; it must be 'lower' or 'higher'"
+            f"{as_shown(name)} has the attribute better={array.attrs['better']!r}; it must be 'lower' or "
+            "'higher'"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens.conditions import condition, condition_names
 from mcr_lens.plots.panels import Legend, Line
 from mcr_lens.plots.theme import plain, series_color, series_dash
@@ -52,7 +53,7 @@ def _named(given: Results) -> dict[str, xr.Dataset]:
     if isinstance(given, Mapping) and not isinstance(given, xr.Dataset):
         wrong = [name for name in given if not isinstance(name, str) or not name]
         if wrong or not given:
-            what = f"the name {wrong[0]!r} is not a text" if wrong else "an empty map"
+            what = f"the name {as_shown(wrong[0])} is not a text" if wrong else "an empty map"
             raise ValueError(f'results: got {what}; pass a map such as {{"step 1000": ds, "step 2000": ds}}')
         return dict(given)
     if isinstance(given, Sequence) and not isinstance(given, str):
@@ -100,8 +101,8 @@ def line_of(array: xr.DataArray, series: Series, *, color: str | None = None, ba
     for extra in [str(d) for d in array.dims if d not in ("prompt", axis, "head")]:
         if extra not in RANKED:
             raise ValueError(
-                f"{array.name!r} has the axis {extra!r}, which a profile cannot draw; select one entry "
-                f"first, for example ds.isel({extra}=0)"
+                f"{array.name!r} has the axis {as_shown(extra)}, which a profile cannot draw; select one "
+                f"entry first, for example ds.isel({extra}=0)"
             )
         array = array.isel({extra: 0})
     mean, low, high = mean_and_interval(array)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.series import mean_and_interval
 from mcr_lens.plots.theme import BAR, BY_BLOCK, GREY, color_bar, depth_ticks, faded, frame
@@ -51,7 +52,7 @@ def plot_sink_curves(ds: xr.Dataset, *, variable: str = "sink_score", dark: bool
     curve = sink_curve(ds, variable=variable)
     taus, blocks = curve.threshold.values, curve.layer.values
     if not curve.notnull().any():
-        raise ValueError(f"{variable!r} holds no number, so it has no curve; measure longer prompts")
+        raise ValueError(f"{as_shown(variable)} holds no number, so it has no curve; measure longer prompts")
     each = mean_and_interval(curve)[0]
     mean, low, high = mean_and_interval(curve.mean("layer"))
     fig = go.Figure()

@@ -11,7 +11,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.panels import log_ticks
 from mcr_lens.plots.theme import AXIS, RIGHT, SEQUENTIAL, depth_ticks, frame, plain, shortened
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.results import ResultSchemaError, require_axes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -62,7 +62,7 @@ def plot_token_norms(closeup: xr.Dataset, condition: str = "clean", *, dark: boo
     Source: this library, after arXiv 2402.17762, Fig. 1.
     """
     go = require("plotly.graph_objects", extra="plots")
-    norms = _one(closeup, "token_norm", condition).transpose("position", "depth")
+    norms = _one(closeup, "token_norm", condition, "position", "depth")
     values = norms.values.astype(float)
     finite = np.where(np.isfinite(values), values, np.nan)
     positive = np.where(finite > 0, finite, np.nan)
@@ -121,7 +121,7 @@ def plot_pattern(
     Source: arXiv 2510.06477 (attention maps).
     """
     go = require("plotly.graph_objects", extra="plots")
-    patterns = _one(closeup, "pattern", condition).transpose("shown", "query", "key")
+    patterns = _one(closeup, "pattern", condition, "shown", "query", "key")
     many = patterns.sizes["shown"]
     if not isinstance(shown, int) or isinstance(shown, bool) or not 0 <= shown < many:
         heads = ", ".join(f"{i}: {_head(closeup, i)}" for i in range(many))
@@ -160,8 +160,8 @@ def plot_pattern(
     return fig
 
 
-def _one(closeup: Any, variable: str, condition: str) -> xr.DataArray:
-    """One variable of a close-up under one condition."""
+def _one(closeup: Any, variable: str, condition: str, *axes: str) -> xr.DataArray:
+    """One variable of a close-up under one condition, over these axes."""
     if not isinstance(closeup, xr.Dataset) or not {"condition", "token"} <= set(closeup.coords):
         what = "this Dataset" if isinstance(closeup, xr.Dataset) else type(closeup).__name__
         raise ResultSchemaError(f"expected a close-up, got {what}; pass what mcr_lens.close_up returns")
@@ -170,8 +170,14 @@ def _one(closeup: Any, variable: str, condition: str) -> xr.DataArray:
         raise ResultSchemaError(f"the close-up has no {variable}; call mcr_lens.close_up with {hint}")
     names = [str(name) for name in closeup.condition.values]
     if condition not in names:
-        raise ValueError(f"condition {condition!r} is not in the close-up; it holds {', '.join(names)}")
-    return closeup[variable].isel(condition=names.index(condition))
+        raise ValueError(
+            f"condition {as_shown(condition)} is not in the close-up; it holds {', '.join(names)}"
+        )
+    require_axes(closeup, "condition", *axes, of=variable)
+    lost = [name for name in ("layer", "head") if "shown" in axes and name not in closeup.coords]
+    if lost:
+        raise ResultSchemaError(f"the close-up has lost {lost[0]!r}; pass it as mcr_lens.close_up returns it")
+    return closeup[variable].isel(condition=names.index(condition)).transpose(*axes)
 
 
 def _tokens(closeup: xr.Dataset) -> list[str]:

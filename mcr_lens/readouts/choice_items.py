@@ -90,7 +90,9 @@ def item_of(record: Any, style: str, delimiter: str | None = None) -> ChoiceItem
     missing = [name for name in needed if name not in record]
     if missing:
         there = names_in(record)
-        raise RecordError(f"has no field {missing[0]!r}, which {style!r} needs; its fields are: {there}")
+        raise RecordError(
+            f"has no field {missing[0]!r}, which {as_shown(style)} needs; its fields are: {there}"
+        )
     try:
         return make(record, delimiter)
     except RecordError:
@@ -140,7 +142,7 @@ def _arc(record: Record, _: str | None) -> ChoiceItem:
     if len(labels) != len(texts):
         raise RecordError(f"has {len(texts)} choices and {len(labels)} labels for them; give each its own")
     if key not in labels:
-        raise RecordError(f"has answerKey {key!r}, which is none of its labels {', '.join(labels)}")
+        raise RecordError(f"has answerKey {as_shown(key)}, which is none of its labels {', '.join(labels)}")
     return _same_context(f"Question: {stem}\nAnswer: ", texts, labels.index(key), "arc")
 
 
@@ -164,7 +166,7 @@ def _winogrande(record: Record, _: str | None) -> ChoiceItem:
     before, _, after = sentence.partition("_")
     answer = record["answer"]
     if str(answer) not in ("1", "2"):
-        raise RecordError(f"has the answer {answer!r} instead of 1 or 2; read a split with answers")
+        raise RecordError(f"has the answer {as_shown(answer)} instead of 1 or 2; read a split with answers")
     contexts = tuple(before + _text(record, name) for name in ("option1", "option2"))
     # Every choice has the same continuation, so lengths make no difference.
     return ChoiceItem(contexts, (" " + after.strip(),) * 2, int(answer) - 1, style="winogrande")
@@ -196,7 +198,7 @@ def _clean(text: str) -> str:
 def _text(record: Any, name: str) -> str:
     value = record.get(name) if isinstance(record, Mapping) else None
     if not isinstance(value, str):
-        raise RecordError(f"holds a {type(value).__name__} in the field {name!r}; it must be text")
+        raise RecordError(f"holds a {type(value).__name__} in the field {as_shown(name)}; it must be text")
     return value
 
 
@@ -204,13 +206,15 @@ def _texts(record: Record, name: str) -> list[str]:
     values = _listed(record.get(name), name)
     wrong = [value for value in values if not isinstance(value, str)]
     if wrong:
-        raise RecordError(f"holds a {type(wrong[0]).__name__} in the list {name!r}; it must hold texts")
+        raise RecordError(
+            f"holds a {type(wrong[0]).__name__} in the list {as_shown(name)}; it must hold texts"
+        )
     return values
 
 
 def _listed(values: Any, name: str) -> list[Any]:
     if not isinstance(values, list | tuple):
-        raise RecordError(f"holds a {type(values).__name__} in the field {name!r}; it must be a list")
+        raise RecordError(f"holds a {type(values).__name__} in the field {as_shown(name)}; it must be a list")
     return list(values)
 
 
@@ -223,6 +227,6 @@ def _number(record: Record, name: str) -> int:
         number = -1
     if isinstance(value, bool | float) or number < 0:
         raise RecordError(
-            f"has {name} {value!r} instead of the number of a choice; read a split with answers"
+            f"has {name} {as_shown(value)} instead of the number of a choice; read a split with answers"
         )
     return number

@@ -115,7 +115,7 @@ def _records(source: Any, dataset: DatasetPrompts) -> Records:
             return Records(str(path), _of_file(path))
         if path.suffix in FILES:
             raise FileNotFoundError(f"{path} is not a file")
-        name = f"dataset {dataset.name!r}, split {dataset.split!r}"
+        name = f"dataset {as_shown(dataset.name)}, split {as_shown(dataset.split)}"
         rows = dataset._rows()
         return Records(name, ((f", row {number}", row) for number, row in enumerate(rows)))
     if isinstance(source, Mapping | ChoiceItem) or not is_iterable(source):

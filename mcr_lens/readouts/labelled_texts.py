@@ -171,7 +171,7 @@ def _table(source: Any, wanted: Wanted, dataset: DatasetPrompts) -> _Table:
     if path.suffix in FILES:
         raise FileNotFoundError(f"{path} is not a file")
     opened = dataset._rows()
-    name = f"dataset {dataset.name!r}, split {dataset.split!r}"
+    name = f"dataset {as_shown(dataset.name)}, split {as_shown(dataset.split)}"
     return _Table(name, _with_names(name, opened), wanted, unit="row")
 
 

@@ -59,7 +59,12 @@ def read_labels(rows: list[Prompt], labels: Any, which: str) -> tuple[list[Promp
     """
     if isinstance(labels, str | bytes | Mapping) or not is_iterable(labels):
         raise TypeError(f"{which}labels came as {type(labels).__name__}; pass a list, one for each text")
-    plain = [label.item() if isinstance(label, np.generic | torch.Tensor) else label for label in labels]
+    try:
+        plain = [label.item() if isinstance(label, np.generic | torch.Tensor) else label for label in labels]
+    except RuntimeError:  # rows of a matrix, tensors without numbers
+        raise TypeError(
+            f"{which}labels hold no single values; pass strings only, or whole numbers only"
+        ) from None
     found = [int(label) if isinstance(label, bool) else label for label in plain]
     if len(found) != len(rows):
         raise ValueError(

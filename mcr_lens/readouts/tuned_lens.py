@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mcr_lens._checks import path_of
+from mcr_lens._checks import as_shown, path_of
 from mcr_lens.hookpoints import check_eval, context_length
 from mcr_lens.interventions import Intervention, listed
 from mcr_lens.readouts.layout import Variable, about, readout, with_interval
@@ -143,7 +143,7 @@ def _beside(sums: dict[str, Any], windows: Sequence[Window]) -> dict[str, Variab
 
 def _share(share: float) -> float:
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise ValueError(f"train_share={share!r}: pass a share between 0 and 1")
+        raise ValueError(f"train_share={as_shown(share)}: pass a share between 0 and 1")
     return share
 
 

@@ -134,7 +134,7 @@ CASES = [
     Command("emergence of nothing", lambda w: ["emergence", "", "--out", "out"], "checkpoints"),
     Command("inspect a file", lambda w: ["inspect", w.file("model", "x")], "it is a file"),
     Command("inspect on a device that is none", lambda w: ["inspect", "demo", "--device", "gpu"],
-            "could not be loaded"),
+            "device='gpu': pass 'cpu', 'cuda', 'cuda:1' or a torch device"),
     Command("a command that is none", lambda w: ["meassure"], "No such command", 2),
 ]
 # fmt: on

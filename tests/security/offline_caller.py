@@ -9,9 +9,6 @@ import socket
 import sys
 from pathlib import Path
 
-for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-    os.environ.pop(name, None)  # nothing but the blocks below keeps it off the network
-
 ATTEMPTS: list[str] = []
 
 
@@ -22,14 +19,18 @@ def refuse(*arguments: object, **_: object) -> None:
     raise OSError(101, "Network is unreachable")
 
 
-socket.socket.connect = refuse
-socket.socket.connect_ex = refuse
-socket.socket.sendto = refuse
-for function in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "create_connection"):
-    setattr(socket, function, refuse)
+def cut_off() -> None:
+    """Leave this process no way out; only in `main`, for the tests import this module with all others."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.pop(name, None)  # nothing but the blocks below keeps it off the network
+    for method in ("connect", "connect_ex", "sendto"):
+        setattr(socket.socket, method, refuse)
+    for function in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "create_connection"):
+        setattr(socket, function, refuse)
 
 
 def main(folder: Path) -> None:
+    cut_off()
     from mcr_lens import cli
 
     prompts = folder / "prompts.txt"
