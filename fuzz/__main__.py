@@ -140,7 +140,7 @@ def main() -> int:
         counts, findings = run_each(seed)
     else:
         counts, findings = run(seed, given.minutes, given.case or 0, 1 if alone else None)
-    every = [*targets.public()] if given.what == "each" else names()
+    every = [*each.names()] if given.what == "each" else names()
     never = [] if alone else [name for name in every if not counts[name]]
     for name in sorted(counts):
         print(f"{counts[name]:7,}  {name}")

@@ -32,6 +32,11 @@ def calls(world: World, slow: set[str], seed: int) -> Iterator[targets.Call]:
                     yield call
 
 
+def names() -> list[str]:
+    """What takes arguments at all."""
+    return [name for name, f in targets.public().items() if inspect.signature(f).parameters]
+
+
 def _damaged(name: str, parameter: str, kinds: list[str], rng: Random, world: World) -> list[Any]:
     """For what reads a Dataset, each kind of Dataset with each kind of damage, twice."""
     if targets.pool(name, parameter) not in (v.dataset, v.array):

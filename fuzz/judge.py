@@ -110,7 +110,7 @@ def _of_error(error: Exception) -> Verdict:
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     own = "/mcr_lens/" in last.filename and (last.line or "").startswith("raise")
-    of_system = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ENOSPC)
+    of_system = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOSPC)
     if not own and not of_system:
         return Verdict(kind, f"{kind} from {place}: {text[:200]}")
     if "\n" in text or len(text) > LONGEST or not text.strip():

@@ -162,7 +162,7 @@ def _on_hub(name: str, revisions: Sequence[str] | None) -> dict[int, tuple[Any, 
         raise ValueError(
             f"{as_shown(name)} is no folder; for a model on a hub pass revisions=['step1', 'step1000']"
         )
-    if isinstance(revisions, str) or not revisions:
+    if not isinstance(revisions, Sequence) or isinstance(revisions, str) or not revisions:
         raise ValueError(
             f"revisions={as_shown(revisions)}: pass a list of names such as ['step1', 'step1000']"
         )

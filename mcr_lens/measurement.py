@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -127,7 +128,27 @@ def measure_conditions(
         model, rows, options.batch_size, partial(_all_or_nothing, run, watches), progress=options.progress
     ):
         pass
-    return {name: watches[name].result() for name in conditions}
+    results = {name: watches[name].result() for name in conditions}
+    first = next(iter(results.values()))
+    warn_of_last(first, (first.n_tokens == options.position + 1) & (first.n_tokens > 1), stacklevel=4)
+    return results
+
+
+def warn_of_last(ds: xr.Dataset, last: xr.DataArray, *, stacklevel: int = 3) -> None:
+    """Say that nobody stands behind the position that is read, where that leaves something undefined.
+
+    Args:
+        last: by prompt, whether it is the last one.
+    """
+    few = ds.isel(prompt=np.flatnonzero(last.values))
+    floats = [v for v in few.data_vars.values() if v.dtype.kind == "f" and not {"top", "rank"} & set(v.dims)]
+    if any(values.isnull().any() for values in floats):
+        warnings.warn(
+            f"{few.sizes['prompt']} of {ds.sizes['prompt']} prompts end at the position that is read: what "
+            "later tokens give to it is NaN; leave them out",
+            PromptWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _all_or_nothing(run: Callable[[Batch], None], watches: Mapping[str, Observer], batch: Batch) -> None:

@@ -1,6 +1,5 @@
 """Against what is a number large? The same metrics at ordinary tokens, and in models with random weights."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown, as_tuple, check_seed
 from mcr_lens.batches import Batch, forward_arguments, in_batches
 from mcr_lens.hookpoints import HookedModel, check_eval, model_name
-from mcr_lens.measurement import PromptWarning, measure
+from mcr_lens.measurement import measure, warn_of_last
 from mcr_lens.metrics._registry import Metric, get_derived
 from mcr_lens.observer import Observer
 from mcr_lens.plan import make_plan
@@ -70,14 +69,6 @@ def other_positions(
         )
     generator = np.random.default_rng(seed)
     drawn = np.stack([_draw(len(row.ids), position, count, generator) for row in rows])
-    last = [i for i, row in enumerate(rows) if (drawn[i] == len(row.ids) - 1).any()]
-    if last:
-        warnings.warn(
-            f"prompt {last[0]} has {len(rows[last[0]].ids)} tokens, and the last one is drawn: what later "
-            "tokens give to it is NaN; leave out prompts that are so short",
-            PromptWarning,
-            stacklevel=3,
-        )
     arguments = forward_arguments(model, needs_logits=False)
 
     def run(batch: Batch) -> xr.Dataset:
@@ -98,6 +89,7 @@ def other_positions(
     ds.attrs |= describe(model, position=position) | {"null": "other positions", "null_seed": seed}
     ds = ds.assign_coords(draw=np.arange(count), drawn_position=(("prompt", "draw"), drawn))
     ds.drawn_position.attrs = {"units": "token", "long_name": "Position taken for BOS"}
+    warn_of_last(ds, (ds.drawn_position == ds.n_tokens - 1).any("draw"))
     return ds
 
 

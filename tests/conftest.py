@@ -1,6 +1,7 @@
 """Tiny random models, made in memory: nothing here touches a network."""
 
 import os
+from contextlib import contextmanager, nullcontext
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -23,9 +24,25 @@ def one_seed() -> None:
 @pytest.fixture
 def as_for_users():
     """Users have no type checker at their calls, so it must not answer in the library's place."""
+    with _unchecked():
+        yield
+
+
+@contextmanager
+def _unchecked():
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(autouse=True)
+def repetition_is_not_checked(request):
+    """Checks of shapes and types are a third of the time; what is `slow` repeats what ran with them."""
+    with _unchecked() if request.node.get_closest_marker("slow") else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from mcr_lens import get_metric
 from mcr_lens.results import ResultSchemaError, load, save, tidy
 from mcr_lens.theorem import ABOUT, NEEDED, bound_violations, bounds
 
+pytestmark = pytest.mark.once
+
 
 def read(*matrices, position: int = 0):
     """The bounds of matrices, by prompt; a single one comes as plain numbers."""

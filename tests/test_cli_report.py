@@ -13,6 +13,8 @@ from mcr_lens.diagnosis import Diagnosis
 from mcr_lens.evidence import Findings
 from mcr_lens.judging import judge
 
+pytestmark = pytest.mark.once
+
 CUT_OFFS = {"ratio": 10.0, "threshold": 0.3, "valley": 0.2}
 
 

@@ -13,6 +13,8 @@ from mcr_lens.phases import PAPER, detect_phases
 from mcr_lens.results import ResultSchemaError
 from mcr_lens.segments import segment
 
+pytestmark = pytest.mark.once
+
 TOKENS, WIDTH = 40, 64
 
 CURVES = [

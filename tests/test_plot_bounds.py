@@ -10,6 +10,8 @@ from mcr_lens.plots.tightness import BEST, LOWER, MEASURED, plot_bounds
 from mcr_lens.results import ResultSchemaError
 from mcr_lens.theorem import bound_violations, bounds
 
+pytestmark = pytest.mark.once
+
 UPPER, OWN, ALONG = "upper bound by the row of BOS", "the row of BOS itself, M", "other rows along it, αR"
 
 

@@ -106,7 +106,7 @@ def test_blocks_stand_between_the_depths_they_connect(n_layers):
 
 @pytest.mark.parametrize("n_layers", [1, 5, 8, 32, 80, 126, 700])
 def test_few_enough_ticks_for_a_telephone(n_layers):
-    axis = plot_profile(fake_result(n_layers)).layout.xaxis
+    axis = plot_profile(fake_result(n_layers), "bos_norm").layout.xaxis
     assert 1 <= n_layers / axis.dtick <= 10
 
 

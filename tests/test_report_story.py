@@ -14,6 +14,8 @@ from mcr_lens.conditions import join_conditions
 from mcr_lens.report import write_report
 from mcr_lens.results import ResultSchemaError
 
+pytestmark = pytest.mark.once
+
 ORDER = ("verdict", "reading", "profile", "heads", "theory", "ablation", "attention", "dimensions", "numbers",
          "prompts", "provenance", "glossary")  # fmt: skip
 

@@ -15,6 +15,8 @@ from test_cli import run
 import mcr_lens
 from mcr_lens.models import load_model
 
+pytestmark = pytest.mark.once
+
 PLAN = """
 out = "out"
 metrics = ["bos_norm", "sink_score"]

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 FALLS_INTO_A_TAKING_DOWN = """
 import os, signal, sys, time
 from mcr_lens.terminal import in_words

@@ -15,6 +15,8 @@ from mcr_lens.readouts import lens as lenses
 from mcr_lens.readouts.tuned_training import fit_tuned_lens
 from mcr_lens.readouts.unembedding import CannotReadOutError
 
+pytestmark = pytest.mark.once
+
 
 def stories(n: int = 40, length: int = 40, seed: int = 5) -> list[torch.Tensor]:
     """Rows of ids in which a token is often followed by its neighbour: there is something to learn."""

@@ -21,7 +21,8 @@ from mcr_lens.testing import (
 from mcr_lens.testing.planted import DELIMITER
 from mcr_lens.twins import random_twin
 
-pytestmark = pytest.mark.usefixtures("as_for_users")  # a third of the time; types are checked elsewhere
+# Types are a third of the time, and checked elsewhere.
+pytestmark = [pytest.mark.usefixtures("as_for_users"), pytest.mark.once]
 
 PLANTED = ("gpt2", "neox", "llama3")
 SEEDS = range(10)

@@ -162,7 +162,8 @@ def plot_pattern(
 
 def _one(closeup: Any, variable: str, condition: str, *axes: str) -> xr.DataArray:
     """One variable of a close-up under one condition, over these axes."""
-    if not isinstance(closeup, xr.Dataset) or not {"condition", "token"} <= set(closeup.coords):
+    known = isinstance(closeup, xr.Dataset) and {"condition", "token"} <= set(closeup.coords)
+    if not known or "position" not in closeup.dims:
         what = "this Dataset" if isinstance(closeup, xr.Dataset) else type(closeup).__name__
         raise ResultSchemaError(f"expected a close-up, got {what}; pass what mcr_lens.close_up returns")
     if variable not in closeup:

@@ -62,7 +62,7 @@ def read_story(
         if not np.array_equal(conditions.prompt_hash, clean.prompt_hash):
             raise ResultSchemaError("the conditions were measured on other prompts than the result")
     if close_up is not None:
-        if "token_norm" not in close_up:
+        if "token_norm" not in getattr(close_up, "variables", ()):
             raise ResultSchemaError("close_up: no token_norm in it; pass what mcr_lens.close_up returns")
         _same_model(clean, close_up, "the close-up is")
     verdicts = diagnosis if diagnosis is None or isinstance(diagnosis, Mapping) else diagnosis.to_json()

@@ -19,6 +19,8 @@ from mcr_lens.batches import in_batches
 from mcr_lens.memory import is_out_of_memory
 from mcr_lens.prompts import read_prompts
 
+pytestmark = pytest.mark.once
+
 CUDA = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.65 GiB"
 HOST = "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 HALVED = (

@@ -1,5 +1,6 @@
 """Which questions and continuations are refused?"""
 
+import numpy as np
 from odd_things import arc
 from world import QUICK, RECORDS, Case
 
@@ -9,6 +10,11 @@ import mcr_lens as mcr
 CASES = [
     Case("read_choices of empty text", lambda w: mcr.read_choices(""),
          ValueError, "the name of a dataset is empty"),
+    Case("read_choices of too many", lambda w: mcr.read_choices(RECORDS, limit=2**63),
+         ValueError, "limit=9223372036854775808: pass how many questions to read at most, or None for all"),
+    Case("continuations as an array without axes",
+         lambda w: mcr.continuation_log_likelihood(w.reader, np.array(3), **QUICK),
+         TypeError, "pairs came as ndarray; pass a list of (context, continuation)"),
     Case("read_choices of None", lambda w: mcr.read_choices(None), TypeError, "questions came as NoneType"),
     Case("read_choices of numbers", lambda w: mcr.read_choices([1, 2]), ValueError, "question 0 holds a int"),
     Case("read_choices of bytes", lambda w: mcr.read_choices(b"abc"), ValueError, "question 0 holds a int"),

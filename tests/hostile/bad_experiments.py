@@ -1,6 +1,7 @@
 """Which experiments are refused: comparisons, doses, controls, nulls, diagnoses?"""
 
 import models as tiny
+import torch
 from odd_things import edited
 from world import QUICK, ROWS, Case
 
@@ -17,6 +18,11 @@ CASES = [
     Case("compare with None for a condition",
          lambda w: mcr.compare(w.llama, ROWS, {"clean": None, "cut": 7}, **QUICK),
          ValueError, "condition 'clean' holds a NoneType, not an intervention"),
+    Case("diagnose of a number", lambda w: mcr.diagnose(w.llama, 0, **QUICK),
+         TypeError, "prompts must be strings or token ids, got int"),
+    Case("emergence of revisions in a tensor",
+         lambda w: mcr.emergence("nobody/nothing", ROWS, revisions=torch.ones(2), **QUICK),
+         ValueError, "revisions=tensor([1., 1.]): pass a list of names such as ['step1', 'step1000']"),
     Case("doses that come twice",
          lambda w: mcr.dose_response(w.llama, ROWS, layers=1, factors=[1, 1.0], **QUICK),
          ValueError, "factors=[1, 1.0]: pass one or more different numbers"),

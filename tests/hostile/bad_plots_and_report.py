@@ -1,7 +1,8 @@
 """What is refused where a result is drawn, or written as a page?"""
 
+import torch
 from odd_things import folder
-from world import Case
+from world import Case, renamed
 
 import mcr_lens as mcr
 
@@ -21,6 +22,33 @@ CASES = [
          TypeError, "phases came as 'none'"),
     Case("plot_profile of no prompts", lambda w: mcr.plot_profile(w.ds.isel(prompt=[])),
          mcr.ResultSchemaError, "the result holds no prompts"),
+    Case("plot_profile of a list in a list", lambda w: mcr.plot_profile(w.ds, [[]]),
+         ValueError, "the result has no variable []: it holds bos_norm, other_norm_median,"),
+    Case("plot_comparison with a Dataset for baseline",
+         lambda w: mcr.plot_comparison(w.compared, baseline=w.ds),
+         ValueError, "is not a condition of the result; it holds clean, cut"),
+    Case("plot_complexity with a tensor without numbers",
+         lambda w: mcr.plot_complexity(w.six, torch.ones(6, device="meta")),
+         TypeError, "complexity came as Tensor; pass the name of a variable, or one number per prompt"),
+    Case("plot_complexity with a Dataset", lambda w: mcr.plot_complexity(w.six, w.lens),
+         TypeError, "complexity came as Dataset; pass the name of a variable, or one number per prompt"),
+    Case("plot_complexity without layers", lambda w: mcr.plot_complexity(w.six.isel(layer=0)),
+         mcr.ResultSchemaError, "'sink_score' has no axis 'layer', its axes are prompt, head"),
+    Case("plot_readouts of no conditions", lambda w: mcr.plot_readouts(w.compared.isel(condition=[])),
+         ValueError, "results: the Dataset holds no conditions; pass at least one"),
+    Case("plot_pattern without its condition",
+         lambda w: mcr.plot_pattern(renamed(w.seen, condition="renamed")),
+         mcr.ResultSchemaError, "'pattern' has no axis 'condition'"),
+    Case("plot_pattern without its positions",
+         lambda w: mcr.plot_pattern(renamed(w.seen, position="renamed")),
+         mcr.ResultSchemaError, "expected a close-up, got this Dataset"),
+    Case("attention_page of no queries", lambda w: mcr.attention_page(w.seen.isel(query=[])),
+         mcr.ResultSchemaError, "the close-up holds no patterns"),
+    Case("attention_page without its layers", lambda w: mcr.attention_page(w.seen.drop_vars("layer")),
+         mcr.ResultSchemaError, "the close-up has lost 'layer'; pass it as mcr_lens.close_up returns it"),
+    Case("write_report with a tensor for the close-up",
+         lambda w: mcr.write_report(w.ds, w.folder / "out.html", close_up=torch.ones(2)),
+         mcr.ResultSchemaError, "close_up: no token_norm in it; pass what mcr_lens.close_up returns"),
     Case("plot_heads of a readout", lambda w: mcr.plot_heads(w.lens),
          mcr.ResultSchemaError, "this Dataset is a readout, which has no `prompt` axis"),
     Case("plot_attention_shares of a readout", lambda w: mcr.plot_attention_shares(w.probe),

@@ -1,5 +1,6 @@
 """Which plans of a sweep are refused?"""
 
+import numpy as np
 from odd_things import edit_in_plan, surrogate_plan
 from world import Case
 
@@ -88,6 +89,10 @@ CASES = [
          FileExistsError, "is a file; name a folder in out"),
     Case("a sweep with an unknown change", lambda w: mcr.sweep(w.plan(), progress=False, folder="x"),
          ValueError, "plan: unknown key 'folder'"),
+    Case("an engine that is an array", lambda w: mcr.sweep(w.plan(engine=np.zeros(2)), progress=False),
+         ValueError, "engine=array([0., 0.]): pass one of local, ray"),
+    Case("a limit that is too large",
+         lambda w: mcr.sweep(w.plan(chunk=10**30), progress=False), ValueError, "pass a number below 2^63"),
     Case("a sweep with a change of a number", lambda w: mcr.sweep(w.plan(), progress=False, out=5),
          ValueError, "sweep: out=5: pass a text"),
 ]

@@ -14,6 +14,8 @@ from mcr_lens import measure
 from mcr_lens.testing import MECHANISMS, planted_model, planted_prompts
 from mcr_lens.theorem import NEEDED, bound_violations, bounds
 
+pytestmark = pytest.mark.once
+
 TOGETHER, TIMES = 1500, 8
 """Matrices in one batch, and batches of each of nine kinds: 108,000 matrices."""
 
