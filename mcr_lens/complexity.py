@@ -197,13 +197,9 @@ def read_complexity(ds: xr.Dataset, given: Any = None) -> tuple[np.ndarray, str,
             f"{what} is of other prompts than the result, or of these in another order; pass numbers of the "
             "same prompts"
         )
-    try:
+    try:  # a Dataset, rows of different length and tensors without numbers cannot become one
         plain = np.asarray(array)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):  # a Dataset, rows of different length, a tensor without data
+    except (TypeError, ValueError, RuntimeError):
         kind = type(array).__name__
         raise TypeError(
             f"{what} came as {kind}; pass the name of a variable, or one number per prompt"

@@ -140,6 +140,8 @@ def warn_of_last(ds: xr.Dataset, last: xr.DataArray, *, stacklevel: int = 3) -> 
     Args:
         last: by prompt, whether it is the last one.
     """
+    if not last.any():
+        return
     few = ds.isel(prompt=np.flatnonzero(last.values))
     floats = [v for v in few.data_vars.values() if v.dtype.kind == "f" and not {"top", "rank"} & set(v.dims)]
     if any(values.isnull().any() for values in floats):
