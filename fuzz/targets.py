@@ -40,7 +40,7 @@ POOLS: dict[str, v.Make] = {
     "a": v.array,
     "b": v.array,
     "arrays": v.of([1.0, 2.0, 4.0], [0.0], [[1.0, 2.0], [3.0, 4.0]]),
-    "function": v.of(lambda *x: float(x[0].sum()), lambda *x: float("nan"), lambda *x: None),
+    "function": v.of(lambda *x: float(x[0].size), lambda *x: float("nan"), lambda *x: None),
     "complexity": v.of(None, [1.0, 2.0, 3.0], [1, 2, 3, 4, 5, 6], ["a", "b", "c"]),
     "interventions": v.intervention,
     "condition": v.intervention,

@@ -245,7 +245,7 @@ def check_device(device: Any, device_map: Any = None) -> None:
         raise ValueError("pass device or device_map, not both")
     try:
         torch.device(device)
-    except (TypeError, RuntimeError):
+    except (TypeError, RuntimeError, ValueError):
         raise ValueError(
             f"device={as_shown(device)}: pass 'cpu', 'cuda', 'cuda:1' or a torch device"
         ) from None

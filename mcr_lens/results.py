@@ -86,7 +86,8 @@ def vocabulary_of(ds: xr.Dataset) -> dict[int, str]:
     """The spelling of the token ids that a result holds."""
     if "token_text" not in ds.coords:
         return {}
-    return dict(zip(ds.token_id.values.tolist(), map(str, ds.token_text.values), strict=True))
+    ids, texts = np.atleast_1d(ds.token_id.values), np.atleast_1d(ds.token_text.values)
+    return dict(zip(ids.tolist(), map(str, texts), strict=True))
 
 
 def validate(ds: xr.Dataset) -> xr.Dataset:

@@ -117,7 +117,8 @@ def paired_difference(
             raise ValueError(f"a and b differ along {axis!r}; select the same of both first")
     labels = [str(array.attrs.get("long_name", array.name or "value")) for array in (a, b)]
     label = f"the difference of {labels[0]}" if labels[0] == labels[1] else f"{labels[0]} − {labels[1]}"
-    difference = first.copy(data=first.values - second.transpose(*first.dims).values)
+    with np.errstate(invalid="ignore"):  # between two infinities there is no difference: NaN
+        difference = first.copy(data=first.values - second.transpose(*first.dims).values)
     return confidence_interval(
         difference.assign_attrs(long_name=label), level=level, resamples=resamples, seed=seed
     )

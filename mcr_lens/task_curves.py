@@ -97,9 +97,8 @@ def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
     known = draws[~np.isnan(draws)]
     if not len(known) or len(draws) - len(known) > (1 - level) / 2 * len(draws):
         return np.nan, np.nan
-    method = (
-        "linear" if np.isfinite(known).all() else "inverted_cdf"
-    )  # there is nothing between two infinities
+    # There is nothing between two infinities.
+    method = "linear" if np.isfinite(known).all() else "inverted_cdf"
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method=method)
     return float(low), float(high)
 
@@ -121,5 +120,6 @@ def _draws(ds: xr.Dataset, about: dict[Any, Any], resamples: int, seed: int) -> 
     step = max(1, CELLS // n)
     for start in range(0, resamples, step):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(float)
-        found.append((counts @ sums) / (counts @ weights)[:, None])
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite score has no interval
+            found.append((counts @ sums) / (counts @ weights)[:, None])
     return np.concatenate(found)
