@@ -56,6 +56,7 @@ class Curve(NamedTuple):
     decides: bool = True
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers whose squares are infinite have no segments
 def segment(values: np.ndarray, *, smallest: float = 0.08, inside: float = np.inf) -> Segments:
     """Split a curve at the two points where it falls and comes back, if it does.
 

@@ -266,7 +266,9 @@ def _score(table: _Table, number: int, given: Any) -> float:
 
 
 def _is_whole(label: Any) -> bool:
-    return isinstance(label, int) or re.fullmatch(r"-?[0-9]+", label) is not None
+    return (
+        isinstance(label, int) or re.fullmatch(r"-?[0-9]{1,18}", label) is not None
+    )  # longer ones are names
 
 
 def _some(table: _Table, found: Sequence[Any]) -> None:
