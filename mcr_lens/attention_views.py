@@ -248,7 +248,7 @@ def _check(closeup: Any) -> None:
             f"the pattern has the axes {', '.join(map(str, closeup['pattern'].dims))}; pass the close-up as "
             "mcr_lens.close_up returns it"
         )
-    if "pattern" not in closeup or not closeup["pattern"].size:
+    if "pattern" not in closeup or not closeup["pattern"].size or not closeup.sizes["position"]:
         raise ResultSchemaError(
             "the close-up holds no patterns; call mcr_lens.close_up with heads=[(layer, head), ...]"
         )

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, check_ratio, check_threshold, is_number
-from mcr_lens.results import require, require_axes, require_single
+from mcr_lens.results import require, require_axes, require_single, vocabulary_of
 from mcr_lens.summaries import ShortPromptWarning, mean_by_site, normalized_entropy
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def find_sinks(ds: xr.Dataset, *, threshold: float = 0.3) -> "pd.DataFrame":
     [1, 2, 3, 4]
     """
     require_single(ds, "top_sink_score", "top_sink_token", empty=True)
-    require_axes(ds, "layer", "head", of="top_sink_score")
+    require_axes(ds, "layer", "head", "top", of="top_sink_score")
     check_threshold(threshold, zero=False)
     _warn_few_queries(ds, threshold)
     scores = ds.top_sink_score.transpose("prompt", "layer", "head", "top")
@@ -228,7 +228,7 @@ def token_texts(ds: xr.Dataset, name: str, dims: list[str]) -> np.ndarray:
     if f"{name}_id" not in ds:
         return np.full([ds.sizes[d] for d in dims], "", dtype=object)
     ids = ds[f"{name}_id"].transpose(*dims).values
-    texts = dict(zip(ds.token_id.values.tolist(), ds.token_text.values.tolist(), strict=True))
+    texts = vocabulary_of(ds)
     unique, inverse = np.unique(ids, return_inverse=True)
     known = np.array([texts.get(int(i), "") for i in unique], dtype=object)
     return known[inverse.reshape(ids.shape)]

@@ -88,6 +88,7 @@ def sink_area(ds: xr.Dataset, *, variable: str = "sink_score", above_uniform: bo
     """
     _check_score(variable)
     require_single(ds, variable)
+    require_axes(ds, "prompt", "layer", "head", of=variable)
     area = ds[variable].astype(float).mean("head")
     if not above_uniform:
         return _labelled(area, "sink_area", "Area under the sink curve", "1", "this library")

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, is_number
-from mcr_lens.results import require_axes, require_single
+from mcr_lens.results import ResultSchemaError, require_axes, require_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,8 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     Where X = 0 nothing is defined and all is NaN, as are the k rows of a prompt with fewer tokens.
 
     Raises:
-        ResultSchemaError: not a result, a variable of `NEEDED` is missing, or it has several conditions.
+        ResultSchemaError: not a result, a variable of `NEEDED` is missing or has lost an axis or singular
+            values that a bound needs, or it has several conditions.
 
     Source: arXiv 2510.06477, Theorem 1 and Corollary 2 (in nats); this library for the lower bound, for
     several rows (Ky Fan, Schur-Horn) and for p below 1/r.
@@ -109,6 +110,12 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     first, entropy = ds.anisotropy, ds.matrix_entropy
     sigma = ds.singular_values**2
     rows, size, row = ds.top_rows_share, ds.top_rows_dimension, ds.tightest_share
+    most = int(size.max()) if size.size else 0
+    if most > ds.sizes["rank"]:
+        raise ResultSchemaError(
+            f"the result holds {ds.sizes['rank']} singular values, and a bound for {most} rows needs {most}; "
+            "keep the axis `rank` whole"
+        )
     leading = _leading(sigma / total, size).where(rows.notnull())
     by_bos = _most_entropy(share, remainder, (bos != 0).astype(int), rank)
     by_tightest = _most_entropy(row, 1 - row, xr.ones_like(rank), rank)
