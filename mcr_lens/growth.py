@@ -72,8 +72,6 @@ def emergence_steps(
     criteria and correlation are this library's).
     """
     require_steps(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
-    require_axes(ds, "depth", of="massive_activation_ratio")
-    require_axes(ds, "layer", "head", of="sink_score")
     check_level(level, resamples)
     check_seed(seed)
     least = dict(zip(EVENTS, (ratio, valley, rate), strict=True))
@@ -117,8 +115,6 @@ def emergence_table(ds: xr.Dataset, *, threshold: float = SINK_THRESHOLD) -> "pd
     import pandas as pd
 
     require_steps(ds, "massive_activation_ratio", "matrix_entropy", "sink_score")
-    require_axes(ds, "depth", of="massive_activation_ratio")
-    require_axes(ds, "layer", "head", of="sink_score")
     held = _values(ds, threshold)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -213,6 +209,7 @@ def _values(ds: xr.Dataset, threshold: float) -> dict[str, np.ndarray]:
     """What the strengths are made of, as [prompt, step, site], NaN where it is not finite."""
     found = {}
     if "massive_activation_ratio" in ds:
+        require_axes(ds, "depth", of="massive_activation_ratio")
         found["spike"] = ds.massive_activation_ratio.transpose("prompt", "step", "depth")
     if "matrix_entropy" in ds:
         found["valley"] = normalized_entropy(ds).transpose("prompt", "step", "depth")

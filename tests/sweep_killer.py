@@ -17,7 +17,7 @@ import torch
 import mcr_lens as mcr
 from mcr_lens.sweep_store import read
 
-ROUNDS, KILLS = 4, 5
+KILLS, A_ROUND = 20, 5
 TEXTS = [f"Sentence number {i} has its own {'very ' * (i % 5)}end." for i in range(30)]
 
 
@@ -79,13 +79,15 @@ def main(folder: Path) -> None:
     begin = time.monotonic()
     assert os.waitpid(child(folder / "whole", model), 0)[1] == 0
     whole = time.monotonic() - begin
-    rounds = []
-    for number in range(ROUNDS):
-        out, kills = folder / f"round{number}", []
-        for turn in range(KILLS):
+    rounds, left = [], KILLS
+    while left:
+        out, kills = folder / f"round{len(rounds)}", []
+        for turn in range(min(A_ROUND, left)):
             pid = child(out, model)
-            hit = kill(pid, out, after=draw.uniform(0.02, whole / 3), while_writing=turn % 2 == 1)
-            kills.append({"hit": hit, "writing": leftovers(out), "files": files(out)})
+            if not kill(pid, out, after=draw.uniform(0.02, whole / 3), while_writing=turn % 2 == 1):
+                break  # it was done before: the next round begins a sweep anew
+            kills.append({"writing": leftovers(out), "files": files(out)})
+        left -= len(kills)
         code = os.waitstatus_to_exitcode(os.waitpid(child(out, model), 0)[1])
         rounds.append({"kills": kills, "code": code, "end": files(out), "leftovers": leftovers(out)})
     print(json.dumps({"rounds": rounds, "whole": files(folder / "whole"), "seconds": whole}))

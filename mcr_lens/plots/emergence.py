@@ -15,7 +15,6 @@ from mcr_lens.plots.panels import HEIGHT, MARKED, Legend, Line, Panel, add_legen
 from mcr_lens.plots.series import BAND, mean_and_interval
 from mcr_lens.plots.theme import GREY, faded, frame, panel_title, plain, series_color, wrapped
 from mcr_lens.reading import MASSIVE_RATIO, SINK_LAYER, SINK_THRESHOLD, VALLEY, sink_rates, subject
-from mcr_lens.results import require_axes
 from mcr_lens.summaries import normalized_entropy
 from mcr_lens.training_steps import require_steps
 
@@ -94,7 +93,6 @@ def _panels(ds: xr.Dataset) -> list[tuple[Panel, float]]:
     space = "\N{NO-BREAK SPACE}"
     if "massive_activation_ratio" in ds:
         event = ("spike", f"≥{space}{MASSIVE_RATIO:g}")
-        require_axes(ds, "depth", of="massive_activation_ratio")
         largest = _where_largest(ds.massive_activation_ratio, "depth")
         add(f"Norm ratio of {name}", "norm ratio (log)", event, largest, log=True, least=(0.8, 12.0))
     if "matrix_entropy" in ds:
