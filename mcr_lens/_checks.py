@@ -1,5 +1,6 @@
 """Is an argument of the right kind at all: a number, a seed, a path? What most calls ask at their door."""
 
+import math
 import os
 import sys
 from numbers import Integral, Real
@@ -88,7 +89,7 @@ def check_ratio(ratio: Any) -> None:
     Raises:
         ValueError: not a number above 1.
     """
-    if not is_number(ratio) or not ratio > 1:
+    if not is_number(ratio) or not ratio > 1 or sys.float_info.max < ratio < math.inf:
         raise ValueError(
             f"ratio={as_shown(ratio)}: a massive row is longer than the others; pass a number above 1"
         )

@@ -191,7 +191,7 @@ def detect_phases(
     if ENTROPY in deciding:
         own[ENTROPY] = segment(deciding[ENTROPY], smallest=drop)
     if RATIO in deciding:
-        own[RATIO] = segment(deciding[RATIO], smallest=np.log(2), inside=-np.log(ratio))
+        own[RATIO] = segment(deciding[RATIO], smallest=np.log(2), inside=-np.log(float(ratio)))
     own |= {name: segment_seen(curve) for name, curve in supporting.items()}
     shape, used, reason = _decide(own, deciding, drop, ratio)
     intervals: list[tuple[int, int] | None] = [None, None]
@@ -257,7 +257,7 @@ def _decide(
     if names[0] == RATIO:
         if own[RATIO].shape == "stays":
             return "stays", names, f"no refine phase: {stays}"
-        always = (deciding[RATIO].mean(0) <= -np.log(ratio)).all()
+        always = (deciding[RATIO].mean(0) <= -np.log(float(ratio))).all()
         what = "BOS is massive at every depth" if always else "no massive row comes and goes"
         return "none", [], f"no compression phase: {what} (ratio of {ratio:g})"
     fall = own[ENTROPY]
