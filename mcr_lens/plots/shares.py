@@ -72,7 +72,8 @@ def attention_shares(ds: xr.Dataset) -> xr.Dataset:
     """
     require_single(ds, *NEEDED)
     for name in NEEDED:
-        require_axes(ds, "layer", "head", of=name)
+        require_axes(ds, "layer", of=name)
+    require_axes(ds, "head", of="sink_score")
     part = {name: ds[name].astype(float) for name in NEEDED}
     tokens = ds.n_tokens.drop_vars([c for c in ds.n_tokens.coords if c != "prompt"]).astype(float)
     later = (tokens - 1).where(tokens > 1)  # a prompt of one token has no query but BOS itself
