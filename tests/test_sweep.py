@@ -4,6 +4,7 @@ import os
 import shutil
 import tracemalloc
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,8 @@ def test_a_damaged_result_is_made_anew(given):
         first.results["tiny/p"]
     with pytest.warns(SweepWarning, match=r"p\.nc cannot be read .*; it is made anew"):
         again = go(given)
-    assert result.read_bytes() != whole[:-100]
+    if version("h5netcdf") != "1.5.0":  # which writes the time of day into the header
+        assert result.read_bytes() == whole
     xr.testing.assert_identical(again.results["tiny/p"], held)
 
 
