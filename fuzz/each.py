@@ -27,7 +27,7 @@ def calls(world: World, slow: set[str], seed: int) -> Iterator[targets.Call]:
                 rng = Random(f"{seed} {name} {parameter.name} {number}")
                 if name in slow and rng.random() > SHARE:
                     continue
-                call = _drawn(name, function, rng, world, (parameter.name, value))
+                call = targets.draw_if_possible(name, function, rng, world, (parameter.name, value))
                 if call is not None:
                     yield call
 
@@ -42,10 +42,3 @@ def _damaged(name: str, parameter: str, kinds: list[str], rng: Random, world: Wo
     if targets.pool(name, parameter) not in (v.dataset, v.array):
         return []
     return [damage(rng, getattr(world, kind)) for kind in kinds for damage in (*v.DAMAGE, *v.DAMAGE)]
-
-
-def _drawn(name: str, function: Any, rng: Random, world: World, odd: targets.Odd) -> targets.Call | None:
-    try:
-        return targets.draw(name, function, rng, world, odd)
-    except (ValueError, TypeError):  # a value that could not be made, such as an edit at no layer
-        return None

@@ -249,6 +249,16 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World, odd
     return Call(name, made, f"{name}({shown})", models, finite=bool(models) and not {name, *drawn} & EDITS)
 
 
+def draw_if_possible(
+    name: str, function: Callable[..., Any], rng: Random, world: World, odd: Odd | None = None
+) -> Call | None:
+    """The same, or None where a value could not be made, such as an edit at no layer."""
+    try:
+        return draw(name, function, rng, world, odd)
+    except (ValueError, TypeError):
+        return None
+
+
 def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World, odd: Odd | None) -> Any:
     if odd is None and rng.random() < ODD:
         return _odd(parameter, v.anything(rng, world))

@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
         left -= len(kills)
         code = os.waitstatus_to_exitcode(os.waitpid(child(out, model), 0)[1])
         rounds.append({"kills": kills, "code": code, "end": files(out), "leftovers": leftovers(out)})
-    print(json.dumps({"rounds": rounds, "whole": files(folder / "whole"), "seconds": whole}))
+    print(json.dumps({"rounds": rounds, "whole": files(folder / "whole")}))
 
 
 if __name__ == "__main__":
