@@ -1,7 +1,9 @@
 """What does each parameter make of each odd value, while the others get good ones? `python -m fuzz each`."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain, product
 from random import Random
 from typing import Any
 
@@ -13,21 +15,25 @@ from fuzz import values as v
 SHARE = 0.1
 """Of the odd values, for functions that take seconds."""
 
+TRIES = 4
+"""Calls by which it is learned which Datasets a function takes."""
+
 
 def calls(world: World, slow: set[str], seed: int) -> Iterator[targets.Call]:
     """Every public function with one odd argument after the other."""
     kinds = list(dict.fromkeys(v.KINDS))
     odd = [*v.ANYTHING, *(make() for make in v.TENSORS), *(getattr(world, kind) for kind in kinds)]
     for name, function in targets.public().items():
+        good = _good(name, function, kinds, world)
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD or parameter.name == "progress":
                 continue
-            damaged = _damaged(name, parameter.name, kinds, Random(f"{seed} {name} {parameter.name}"), world)
-            for number, value in enumerate([*odd, *damaged]):
+            for number, value in enumerate(chain(odd, _damaged(name, parameter.name, kinds, world))):
                 rng = Random(f"{seed} {name} {parameter.name} {number}")
                 if name in slow and rng.random() > SHARE:
                     continue
-                call = targets.draw_if_possible(name, function, rng, world, (parameter.name, value))
+                fixed = {**rng.choice(good), parameter.name: value}
+                call = targets.draw_if_possible(name, function, rng, world, fixed)
                 if call is not None:
                     yield call
 
@@ -37,8 +43,24 @@ def names() -> list[str]:
     return [name for name, f in targets.public().items() if inspect.signature(f).parameters]
 
 
-def _damaged(name: str, parameter: str, kinds: list[str], rng: Random, world: World) -> list[Any]:
-    """For what reads a Dataset, each kind of Dataset with each kind of damage, twice."""
-    if targets.pool(name, parameter) not in (v.dataset, v.array):
-        return []
-    return [damage(rng, getattr(world, kind)) for kind in kinds for damage in (*v.DAMAGE, *v.DAMAGE)]
+def _damaged(name: str, parameter: str, kinds: list[str], world: World) -> Iterator[Any]:
+    """For what reads a Dataset, each kind of Dataset with each damage."""
+    if targets.pool(name, parameter) is v.dataset:
+        for kind in kinds:
+            yield from v.damages(getattr(world, kind))
+
+
+def _good(name: str, function: Callable[..., Any], kinds: list[str], world: World) -> list[dict[str, Any]]:
+    """The Datasets that this function gives a result with: others would hide its other arguments."""
+    read = [p for p in inspect.signature(function).parameters if targets.pool(name, p) is v.dataset]
+    found: list[dict[str, Any]] = []
+    for chosen in product(kinds, repeat=len(read)) if read else ():
+        fixed = {parameter: getattr(world, kind) for parameter, kind in zip(read, chosen, strict=True)}
+        for number in range(TRIES):
+            call = targets.draw_if_possible(name, function, Random(number), world, fixed)
+            with suppress(Exception):  # what is wrong with a call is found when it is judged
+                if call is not None:
+                    call.made()
+                    found.append(fixed)
+                    break
+    return found or [{}]

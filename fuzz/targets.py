@@ -1,7 +1,7 @@
 """Which calls are made? Every public function, with arguments by the names of its parameters."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -108,7 +108,7 @@ POOLS: dict[str, v.Make] = {
     "window": v.of(None, 8, 64),
     "weight_decay": v.of(0.0, 0.1),
     "held_out": v.of(0.1, 0.5),
-    "stride": v.of(None, 1, 4),
+    "stride": v.of(None, 4, 16),
     "target": v.of(0.5, 1),
     "embedding_score": v.of(None, "accuracy"),
     "generation_score": v.of(None, "cross_entropy", "accuracy"),
@@ -162,6 +162,8 @@ OWN: dict[str, dict[str, v.Make]] = {
     "early_exit": {"scores": v.of(None)},
     "join_steps": {"results": lambda rng, w: {1: v.dataset(rng, w), 2: v.dataset(rng, w)}},
     "merge": {"results": v.dataset},
+    "matched_controls": {"cut": v.zeroed},
+    "null_share": {"name": v.of("bos_norm", "sink_score", "median_norm")},
     "close_up": {"heads": v.of(None, [(0, 1), (3, 3)], [(4, 0)])},
     "attention_view": {"heads": v.of(None, [0, 3])},
     "get_metric": {"name": v.of("bos_norm", "bosnorm")},
@@ -210,11 +212,13 @@ def public() -> dict[str, Callable[..., Any]]:
     return found | {"read_plan": read_plan, "read_prompt_file": read_prompt_file}
 
 
-Odd = tuple[str, Any]
-"""A parameter, and the value it gets while all others get what they take."""
+Fixed = Mapping[str, Any]
+"""Values of some parameters; all others then get what they take."""
 
 
-def draw(name: str, function: Callable[..., Any], rng: Random, world: World, odd: Odd | None = None) -> Call:
+def draw(
+    name: str, function: Callable[..., Any], rng: Random, world: World, fixed: Fixed | None = None
+) -> Call:
     """A call of this function with drawn arguments."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
@@ -227,14 +231,14 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World, odd
             named["progress"] = False
             continue
         optional = parameter.default is not parameter.empty
-        asked = odd is not None and odd[0] == parameter.name
+        asked = parameter.name in (fixed or {})
         if (
             optional
             and not asked
             and rng.random() > (1 if parameter.name in ("resamples", "steps", "verbose") else GIVEN)
         ):
             continue
-        pick = partial(_value, name, parameter, rng, world, odd)
+        pick = partial(_value, name, parameter, rng, world, fixed)
         drawn.add(parameter.name)
         if many:
             positional += [pick() for _ in range(rng.randint(0, 3))]
@@ -250,20 +254,20 @@ def draw(name: str, function: Callable[..., Any], rng: Random, world: World, odd
 
 
 def draw_if_possible(
-    name: str, function: Callable[..., Any], rng: Random, world: World, odd: Odd | None = None
+    name: str, function: Callable[..., Any], rng: Random, world: World, fixed: Fixed | None = None
 ) -> Call | None:
     """The same, or None where a value could not be made, such as an edit at no layer."""
     try:
-        return draw(name, function, rng, world, odd)
+        return draw(name, function, rng, world, fixed)
     except (ValueError, TypeError):
         return None
 
 
-def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World, odd: Odd | None) -> Any:
-    if odd is None and rng.random() < ODD:
+def _value(name: str, parameter: inspect.Parameter, rng: Random, world: World, fixed: Fixed | None) -> Any:
+    if fixed is None and rng.random() < ODD:
         return _odd(parameter, v.anything(rng, world))
-    if odd is not None and odd[0] == parameter.name:
-        return _odd(parameter, odd[1])
+    if parameter.name in (fixed or {}):
+        return _odd(parameter, (fixed or {})[parameter.name])
     made = pool(name, parameter.name)
     if made is not None:
         return made(rng, world)

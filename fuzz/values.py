@@ -1,7 +1,7 @@
 """Which values are thrown? Those that a parameter of this name takes, and those that none should get."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -27,7 +27,7 @@ TEXTS_ODD = (
     "\u202eabc",
     "ﷺ",
     "a" * 70,
-    "x" * 20_000,
+    "x" * 5_000,
     "<bos>",
     "<bos><bos>",
     "%s {0} \\",
@@ -116,7 +116,7 @@ TENSORS: tuple[Callable[[], torch.Tensor], ...] = (
 
 RESULTS = ("ds", "small", "six", "compared", "doses", "steps")
 READOUTS = ("lens", "choices", "probe", "pairs")
-KINDS = (*RESULTS, *RESULTS, *READOUTS, "moments", "seen")
+KINDS = (*RESULTS, *RESULTS, *READOUTS, "moments", "seen", "null")
 
 
 def dataset(rng: Random, world: World, kinds: tuple[str, ...] = KINDS) -> xr.Dataset:
@@ -127,7 +127,7 @@ def dataset(rng: Random, world: World, kinds: tuple[str, ...] = KINDS) -> xr.Dat
 
 def _nan(rng: Random, ds: xr.Dataset) -> xr.Dataset:
     name = rng.choice([n for n in ds.data_vars if ds[n].dtype.kind == "f"])
-    return ds.assign({name: ds[name] * rng.choice([np.nan, np.inf, 0.0, -1.0, 1e300])})
+    return ds.assign({name: ds[name] * rng.choice(FACTORS)})
 
 
 def _fewer(rng: Random, ds: xr.Dataset) -> xr.Dataset:
@@ -151,6 +151,19 @@ def _attribute(rng: Random, ds: xr.Dataset) -> xr.Dataset:
         ds.attrs[rng.choice([*ds.attrs, "none"])] = rng.choice(["x", -1, 1.5, [1, 2]])
     return ds
 
+
+def damages(ds: xr.Dataset) -> Iterator[xr.Dataset]:
+    """Each axis empty, of one, gone, turned round and renamed; each variable gone, and of other numbers."""
+    for axis in ds.dims:
+        yield from (ds.isel({axis: part}) for part in ([], [0], 0, slice(None, None, -1)))
+        yield renamed(ds, **{str(axis): "renamed"})
+    for name in ds.variables:
+        yield ds.drop_vars(name)
+        if ds[name].dtype.kind == "f":
+            yield from (ds.assign({name: ds[name] * factor}) for factor in FACTORS)
+
+
+FACTORS = (np.nan, np.inf, 0.0, -1.0, 1e300)
 
 DAMAGE = (_nan, _fewer, _dropped, _other_name)
 """Losing or changing attributes is left to `_attribute`, which only the readers of files get: see `files`."""
@@ -185,6 +198,13 @@ def intervention(rng: Random, _: World) -> Any:
         lambda: mcr.inject(site, layers=layer, positions=at, norm=rng.choice([0, 3.0])),
         lambda: mcr.remove_direction(site, [1.0] * rng.choice([8, 32]), layers=layer, positions=at),
     ])()  # fmt: skip
+
+
+def zeroed(rng: Random, _: World) -> Any:
+    """An ablation that has controls."""
+    return mcr.zero_ablation(
+        rng.choice(SITES[:2]), layers=rng.randint(0, 3), positions=rng.choice((0, [0, 2]))
+    )
 
 
 SITES = ("mlp_out", "attn_out", "z", "resid")

@@ -21,7 +21,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 MOST = 128
 """Tokens that a view draws at most: it draws their square, and a browser takes its time over more."""

@@ -18,8 +18,8 @@ from mcr_lens.measurement import PromptWarning
 from mcr_lens.positions import integers
 from mcr_lens.prompts import Prompt, items_of, prompt_from_text, read_prompts
 from mcr_lens.provenance import ProcessedWeightsWarning, describe, processing
-from mcr_lens.results import SCHEMA
 from mcr_lens.rows import texts_of
+from mcr_lens.schema import SCHEMA, with_axes
 from mcr_lens.snapshot import Head, Reader
 from mcr_lens.visibility import is_causal
 
@@ -177,7 +177,7 @@ def _look(
         },
         attrs=attrs,
     )
-    return _with_patterns(ds, np.stack(patterns), heads) if heads else ds
+    return with_axes(_with_patterns(ds, np.stack(patterns), heads) if heads else ds)
 
 
 def _with_patterns(ds: xr.Dataset, patterns: np.ndarray, heads: Sequence[Head]) -> xr.Dataset:

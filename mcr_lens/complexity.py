@@ -8,7 +8,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown, check_seed, check_threshold
 from mcr_lens.ranks import correlate, partial_spearman, spearman
 from mcr_lens.resampling import check_level
-from mcr_lens.results import SCHEMA, require_axes, require_single
+from mcr_lens.schema import SCHEMA, require_axes, require_single
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,15 +8,8 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.results import (
-    SAME,
-    ResultSchemaError,
-    refuse_conditions,
-    require,
-    validate,
-    vocabulary_of,
-    with_vocabulary,
-)
+from mcr_lens.results import SAME, vocabulary_of, with_vocabulary
+from mcr_lens.schema import ResultSchemaError, refuse_conditions, require, validate
 
 
 def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:

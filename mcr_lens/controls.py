@@ -13,7 +13,7 @@ from mcr_lens.hookpoints import HookedModel, check_model
 from mcr_lens.interventions import Intervention
 from mcr_lens.positions import integers
 from mcr_lens.prompts import read_prompts
-from mcr_lens.results import require_single
+from mcr_lens.schema import require_single
 
 OTHER = {"mlp_out": "attn_out", "attn_out": "mlp_out"}
 """The other half of a block."""
@@ -53,7 +53,7 @@ def matched_controls(cut: Intervention, ds: xr.Dataset, *, seed: int = 0) -> dic
             f"controls are made for a zero ablation of mlp_out or attn_out at numbered positions, not for "
             f"{cut.describe()}"
         )
-    draw = random.Random(seed)
+    draw = random.Random(int(seed))
     rest = [p for p in range(1, int(ds.n_tokens.min())) if p not in positions]
     layers = [n for n in range(int(ds.attrs["n_layers"])) if n not in cut.layers]
     controls: dict[str, list[Intervention]] = {}

@@ -107,7 +107,7 @@ def look_closely(
 ) -> "xr.Dataset | None":
     """A prompt with the patterns of the heads worth a look, before and after the cut, if it can be."""
     import mcr_lens
-    from mcr_lens.results import ResultSchemaError
+    from mcr_lens.schema import ResultSchemaError
 
     try:
         # A model as it is served has no patterns to be shown.
@@ -129,7 +129,7 @@ def look_closely(
 def print_result(ds: "xr.Dataset") -> None:
     """The table and the words."""
     from mcr_lens.reading import reading
-    from mcr_lens.results import ResultSchemaError
+    from mcr_lens.schema import ResultSchemaError
 
     try:
         print_profile(ds)

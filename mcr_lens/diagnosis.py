@@ -278,7 +278,7 @@ class _Experiments:
         """Another token that every prompt has, with room for queries behind it."""
         shortest = int(self.clean.n_tokens.min())
         free = [p for p in range(1, shortest // 2) if p != self.position]
-        return random.Random(self.seed).choice(free) if free else None
+        return random.Random(int(self.seed)).choice(free) if free else None
 
     def _moved(self, layer: int, target: int) -> xr.Dataset:
         tell = {k: self.options[k] for k in ("prepend_bos", "batch_size")}

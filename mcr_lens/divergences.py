@@ -9,7 +9,7 @@ from mcr_lens._checks import check_seed
 from mcr_lens.labelled import Variable, about, with_interval
 from mcr_lens.phases import Phases, detect_phases
 from mcr_lens.resampling import check_level
-from mcr_lens.results import SCHEMA, ResultSchemaError
+from mcr_lens.schema import SCHEMA, ResultSchemaError
 from mcr_lens.task_curves import TaskCurve, interval, task_curve
 
 SOURCE = "arXiv 2510.06477: embeddings peak in the middle, generation at full depth (reconstruction)"

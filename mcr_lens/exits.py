@@ -9,7 +9,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown, check_seed, is_number
 from mcr_lens.labelled import Variable, about, with_interval
 from mcr_lens.resampling import check_level
-from mcr_lens.results import SCHEMA
+from mcr_lens.schema import SCHEMA
 from mcr_lens.task_curves import TaskCurve, interval, task_curve
 
 SOURCE = "this library; question: arXiv 2510.06477 (embeddings need no full depth, generation does)"

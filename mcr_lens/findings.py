@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, check_ratio, check_threshold, is_number
-from mcr_lens.results import require, require_axes, require_single, vocabulary_of
+from mcr_lens.results import vocabulary_of
+from mcr_lens.schema import require, require_axes, require_single
 from mcr_lens.summaries import ShortPromptWarning, mean_by_site, normalized_entropy
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def find_massive(ds: xr.Dataset, *, ratio: float = 10.0) -> "pd.DataFrame":
     require_axes(ds, "depth", "top", of="top_norm")
     check_ratio(ratio)
     times = (ds.top_norm / ds.other_norm_median).transpose("prompt", "depth", "top")
+    times = times.astype(float)  # a ratio may be beyond what float32 holds
     lines = _lines(ds, "top_norm_token", times, ratio, ["prompt", "depth", "top"])
     columns = ["prompt", "position", "token", "first_depth", "last_depth", "peak_depth", "ratio"]
     if lines.empty:

@@ -12,7 +12,7 @@ from mcr_lens._checks import as_shown, check_ratio, check_seed, is_number
 from mcr_lens.ranks import spearman
 from mcr_lens.reading import MASSIVE_RATIO, SINK_LAYER, SINK_THRESHOLD, VALLEY
 from mcr_lens.resampling import Interval, bootstrap, check_level
-from mcr_lens.results import SCHEMA, require_axes
+from mcr_lens.schema import SCHEMA, require_axes
 from mcr_lens.summaries import normalized_entropy, sink_rate
 from mcr_lens.training_steps import require_steps
 

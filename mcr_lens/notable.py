@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.results import require_axes, require_single
+from mcr_lens.schema import require_axes, require_single
 
 REACH = 0.5
 """A head of another layer is within reach if it scores at least so many times what the best head scores."""

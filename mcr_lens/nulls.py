@@ -16,7 +16,8 @@ from mcr_lens.observer import Observer
 from mcr_lens.plan import make_plan
 from mcr_lens.prompts import items_of, read_prompts
 from mcr_lens.provenance import LOADED, describe
-from mcr_lens.results import require, vocabulary_of, with_vocabulary
+from mcr_lens.results import vocabulary_of, with_vocabulary
+from mcr_lens.schema import require
 from mcr_lens.twins import Kind, random_twin
 
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import xarray as xr
 
-from mcr_lens.results import ResultSchemaError, require_single
+from mcr_lens.schema import ResultSchemaError, require_single
 from mcr_lens.segments import Curve, Segments, segment
 from mcr_lens.summaries import ShortPromptWarning, normalized_entropy, sink_rate
 

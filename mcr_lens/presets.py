@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.results import ResultSchemaError, require_single
+from mcr_lens.schema import ResultSchemaError, require_single
 from mcr_lens.summaries import (
     colsum_rate,
     layer_sink_identity,

@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens.findings import Place, entropy_valley, phenomena
-from mcr_lens.results import interventions_text, require_single
+from mcr_lens.results import interventions_text
+from mcr_lens.schema import require_single
 from mcr_lens.summaries import (
     ShortPromptWarning,
     massive_layer,

@@ -7,37 +7,39 @@ and writes depth l + 1. Every variable carries units and source, the attributes 
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from mcr_lens._checks import as_shown, first_line, path_of
+from mcr_lens._checks import first_line, path_of
 from mcr_lens._files import replacing
 from mcr_lens._netcdf import netcdf_bytes, read_netcdf
+from mcr_lens.schema import (
+    SCHEMA,
+    ResultSchemaError,
+    check_sizes,
+    refuse_conditions,
+    require,
+    require_variables,
+    validate,
+    validate_any,
+    with_axes,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from mcr_lens.metrics import Metric
 
-SCHEMA = 1
-"""Version of the layout of a result; files say which one they have."""
-
-KINDS = ("readout", "task divergence", "early exit", "complexity response", "emergence steps")
-"""What else than results of `measure` is saved and read: attribute `kind`."""
 
 SAME = (
     "schema", "model", "revision", "dtype", "processing", "n_layers", "n_heads", "d_model",
     "position", "interventions",
 )  # fmt: skip
 """Attributes that two results must share to be one measurement."""
-
-
-class ResultSchemaError(ValueError):
-    """A file or Dataset is not a result of mcr_lens."""
 
 
 def to_dataset(
@@ -70,7 +72,7 @@ def to_dataset(
     axes |= {"layer": attrs["n_layers"], "head": attrs["n_heads"]}
     coords: dict[str, Any] = {a: np.arange(n) for a, n in axes.items() if a in ds.dims or a == "prompt"}
     coords |= {name: ("prompt", np.asarray(column)) for name, column in prompts.items()}
-    return with_vocabulary(ds.assign_coords(coords), vocabulary or {})
+    return with_vocabulary(with_axes(ds.assign_coords(coords)), vocabulary or {})
 
 
 def with_vocabulary(ds: xr.Dataset, vocabulary: Mapping[int, str]) -> xr.Dataset:
@@ -88,153 +90,6 @@ def vocabulary_of(ds: xr.Dataset) -> dict[int, str]:
         return {}
     ids, texts = np.atleast_1d(ds.token_id.values), np.atleast_1d(ds.token_text.values)
     return dict(zip(ids.tolist(), map(str, texts), strict=True))
-
-
-def validate(ds: xr.Dataset) -> xr.Dataset:
-    """Return the Dataset if it is a result of this library.
-
-    Raises:
-        ResultSchemaError: it is not, or a newer version of mcr_lens wrote it.
-    """
-    if not isinstance(ds, xr.Dataset):
-        raise ResultSchemaError(f"expected a Dataset from mcr_lens.measure, got {type(ds).__name__}")
-    if "kind" in ds.attrs and "prompt" not in ds.dims:
-        raise ResultSchemaError(
-            f"this Dataset is a {ds.attrs['kind']}, which has no `prompt` axis; pass what mcr_lens.measure "
-            "returns"
-        )
-    if "schema" in ds.attrs and "prompt" in ds.dims:
-        _whole(ds)
-    if "schema" not in ds.attrs or "prompt" not in ds.dims:
-        raise ResultSchemaError(
-            "this Dataset does not come from mcr_lens (no `schema` attribute or no `prompt` axis); pass "
-            "what mcr_lens.measure or mcr_lens.load returns"
-        )
-    return _readable(ds)
-
-
-GROUPS = ("spectral", "norms", "attention", "sinks", "theory", "loss")
-"""Groups of the library's own variables, whose axes are known."""
-
-AXES = ("prompt", "depth", "layer", "head", "top", "rank", "condition", "step", "seed", "draw")
-
-
-def _whole(ds: xr.Dataset) -> None:
-    """Refuse in words a result that has lost what every result has, or whose axes are called otherwise."""
-    lost = [name for name in ("n_tokens", "prompt_hash", "text") if name not in ds.variables]
-    lost += [name for name in ("n_layers", "n_heads", "d_model", "model") if name not in ds.attrs]
-    if lost and "created" in ds.attrs:  # it was measured, and had them once
-        raise ResultSchemaError(
-            f"the result has lost {lost[0]!r}, which every result of mcr_lens has; keep its coordinates and "
-            "attributes, or load it anew"
-        )
-    never = ("condition", "step", "depth", "layer", "head", "top", "rank")
-    empty = [axis for axis in never if ds.sizes.get(axis) == 0]
-    if empty:
-        raise ResultSchemaError(f"the result holds no {empty[0]}; pass one or more")
-    for name, array in ds.data_vars.items():
-        if array.attrs.get("group") in GROUPS:
-            odd = [axis for axis in array.dims if axis not in AXES]
-            if odd:
-                raise ResultSchemaError(
-                    f"{str(name)!r} has an axis {str(odd[0])!r} that no result has; rename it back"
-                )
-
-
-def _own(ds: xr.Dataset) -> xr.Dataset:
-    """A result, or one of `KINDS`, which says in the attribute `kind` what it is."""
-    own_kind = isinstance(ds, xr.Dataset) and ds.attrs.get("kind") in KINDS and "schema" in ds.attrs
-    return _readable(ds) if own_kind else validate(ds)
-
-
-def _readable(ds: xr.Dataset) -> xr.Dataset:
-    schema = ds.attrs["schema"]
-    if isinstance(schema, bool) or not isinstance(schema, int | np.integer) or schema < 0:
-        raise ResultSchemaError(
-            f"the attribute schema is {as_shown(schema)} and no whole number; this is no result of "
-            "mcr_lens, or its attributes were changed"
-        )
-    if schema > SCHEMA:
-        raise ResultSchemaError(
-            f"this result has schema {schema} and this mcr_lens reads up to {SCHEMA}; upgrade mcr-lens"
-        )
-    return ds
-
-
-def require(ds: xr.Dataset, *names: str) -> None:
-    """Refuse in words when a result lacks a variable.
-
-    Raises:
-        ResultSchemaError: not a result, or a variable that was not measured.
-    """
-    validate(ds)
-    missing = [name for name in names if not isinstance(name, Hashable) or name not in ds]
-    if missing:
-        raise ResultSchemaError(
-            f"the result has no {', '.join(map(_called, missing))}; measure again with metrics that include "
-            f"{as_shown(missing[0])}"
-        )
-
-
-def _called(name: Any) -> str:
-    return name[:100] if isinstance(name, str) else as_shown(name)
-
-
-def require_axes(ds: xr.Dataset, *axes: str, of: str) -> None:
-    """Refuse in words a variable that has lost an axis, or has it under another name.
-
-    Raises:
-        ResultSchemaError: which axis, and which the variable has.
-
-    Source: this library.
-    """
-    missing = [axis for axis in axes if axis not in ds[of].dims]
-    if missing:
-        held = ", ".join(map(str, ds[of].dims)) or "none"
-        raise ResultSchemaError(
-            f"{of!r} has no axis {missing[0]!r}, its axes are {held}; pass the result as mcr_lens.measure "
-            "returns it, and select or rename afterwards"
-        )
-
-
-def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
-    """Refuse in words what is not one result, under one condition, with prompts and these variables.
-
-    Args:
-        ds: what `measure`, `load` or `condition` returns.
-        names: variables it must hold.
-        empty: whether no prompts will do.
-
-    Raises:
-        ResultSchemaError: not a result, several conditions, a variable that was not measured, no prompts.
-
-    Source: this library.
-    """
-    require(ds, *names)
-    refuse_conditions(ds)
-    if not empty and not ds.sizes["prompt"]:
-        raise ResultSchemaError("the result holds no prompts; measure some first")
-
-
-def refuse_conditions(given: xr.Dataset | xr.DataArray) -> None:
-    """Refuse in words what would be averaged over conditions, or over training steps.
-
-    Raises:
-        ResultSchemaError: it has an axis `condition` or `step`.
-
-    Source: this library.
-    """
-    if "condition" in given.dims:
-        names = [str(name) for name in given["condition"].values]
-        raise ResultSchemaError(
-            f"the result holds several conditions ({', '.join(names)}); pick one with "
-            f"mcr_lens.condition(ds, {names[0] if names else ''!r})"
-        )
-    if "step" in given.dims:
-        raise ResultSchemaError(
-            f"the result holds {given.sizes['step']} training steps; pick one with ds.isel(step=-1) or "
-            "ds.sel(step=...)"
-        )
 
 
 def interventions_text(ds: xr.Dataset) -> str:
@@ -257,7 +112,7 @@ def save(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         TypeError: not a path.
         OSError: the folder does not exist or cannot be written, or the path is a folder.
     """
-    _own(ds)
+    validate_any(ds)
     target = path_of(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; create it first")
@@ -285,7 +140,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     ...     mcr.load(mcr.save(ds, f"{folder}/result.nc")).identical(ds)
     True
     """
-    return _own(load_any(path))
+    return validate_any(load_any(path))
 
 
 def load_any(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -374,27 +229,6 @@ def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:
     return with_vocabulary(joined.assign_coords(prompt=np.arange(joined.sizes["prompt"])), vocabulary)
 
 
-def check_sizes(results: Sequence[xr.Dataset]) -> None:
-    """Refuse in words what does not fit together along another axis than that of prompts.
-
-    Raises:
-        ResultSchemaError: an axis that differs, or that one of them lacks.
-
-    Source: this library.
-    """
-    first, *others = results
-    for ds in others:
-        for axis in set(first.sizes) | set(ds.sizes):
-            if axis != "prompt" and first.sizes.get(axis) != ds.sizes.get(axis):
-                raise ResultSchemaError(
-                    f"results differ along {str(axis)!r} ({first.sizes.get(axis)} and {ds.sizes.get(axis)}); "
-                    "select the same of each first"
-                )
-            both = axis != "prompt" and axis in first.indexes and axis in ds.indexes
-            if both and not first.indexes[axis].equals(ds.indexes[axis]):
-                raise ResultSchemaError(f"results differ along {str(axis)!r}; select the same of each first")
-
-
 def _state(ds: xr.Dataset) -> dict[str, Any]:
     """The attributes that make it one measurement; of one condition, its own interventions."""
     return {k: ds.attrs.get(k) for k in SAME} | {"interventions": interventions_text(ds)}
@@ -414,7 +248,7 @@ def tidy(ds: xr.Dataset, *names: str) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    require(ds, *names)
+    require_variables(validate(ds), *names)
     frames = []
     for name in names or tuple(ds.data_vars):
         array = ds[name].reset_coords(drop=True).rename("value")

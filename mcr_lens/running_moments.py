@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.results import SAME, SCHEMA, ResultSchemaError, load_any, validate
+from mcr_lens.results import SAME, load_any
+from mcr_lens.schema import SCHEMA, ResultSchemaError, validate
 
 MOMENTS = ("count", "mean", "m2", "min", "max")
 """The axis `moment`."""

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, check_threshold
-from mcr_lens.results import require_axes, require_single
+from mcr_lens.schema import require_axes, require_single
 from mcr_lens.summaries import _labelled
 
 SCORES = ("sink_score", "strongest_sink_score", "early_sink_score")

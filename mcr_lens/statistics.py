@@ -7,7 +7,7 @@ import xarray as xr
 
 from mcr_lens._checks import check_seed
 from mcr_lens.resampling import Interval, bootstrap, check_level, mean_interval
-from mcr_lens.results import require_axes, require_single
+from mcr_lens.schema import require_axes, require_single
 from mcr_lens.summaries import normalized_entropy, sink_rate
 
 CONSTANT = 1e-12
@@ -245,9 +245,14 @@ def _still(series: np.ndarray) -> bool:
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
+    x, y = (_up_to_one(series - series.mean()) for series in (x, y))
     scale = np.sqrt((x**2).sum() * (y**2).sum())
     return float(np.clip((x * y).sum() / scale, -1, 1)) if scale > 0 else np.nan
+
+
+def _up_to_one(series: np.ndarray) -> np.ndarray:
+    """The same over its largest number: the square of 10^300 would be infinite."""
+    return series / (np.abs(series).max(initial=0) or 1)
 
 
 def _numbers(values: Any, what: str) -> xr.DataArray:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, check_threshold, is_number
-from mcr_lens.results import refuse_conditions, require, require_axes, require_single
+from mcr_lens.schema import refuse_conditions, require, require_axes, require_single
 
 
 class ShortPromptWarning(UserWarning):

@@ -19,8 +19,9 @@ import xarray as xr
 from mcr_lens._checks import first_line
 from mcr_lens._files import replacing
 from mcr_lens._netcdf import netcdf_bytes, read_netcdf
-from mcr_lens.results import bare, validate
+from mcr_lens.results import bare
 from mcr_lens.running_moments import check_moments
+from mcr_lens.schema import validate
 
 DIGEST, CHECKSUM = "sweep_digest", "sweep_checksum"
 """Attributes of a file: what it was made from, and what is in it."""

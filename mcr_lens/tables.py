@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens.reading import SINK_THRESHOLD, sink_rates, subject
-from mcr_lens.results import ResultSchemaError, require_single
+from mcr_lens.schema import ResultSchemaError, require_single
 from mcr_lens.summaries import layer_sink_identity, mean_by_site, normalized_entropy
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 from mcr_lens._checks import as_shown
 from mcr_lens.ranks import spearman
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 CELLS = 2_000_000
 """Numbers per temporary array."""

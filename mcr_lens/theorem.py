@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, is_number
-from mcr_lens.results import ResultSchemaError, require_axes, require_single
+from mcr_lens.schema import ResultSchemaError, require_axes, require_single
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,16 +8,8 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.results import (
-    SAME,
-    ResultSchemaError,
-    check_sizes,
-    refuse_conditions,
-    require,
-    validate,
-    vocabulary_of,
-    with_vocabulary,
-)
+from mcr_lens.results import SAME, vocabulary_of, with_vocabulary
+from mcr_lens.schema import ResultSchemaError, check_sizes, refuse_conditions, require, validate
 
 
 def join_steps(results: Mapping[int, xr.Dataset], *, model: str | None = None) -> xr.Dataset:

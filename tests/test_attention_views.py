@@ -22,7 +22,7 @@ from mcr_lens.attention_views import (
     edits_text,
     fragments,
 )
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 HOSTILE = "</script><script>alert(1)</script>\"onmouseover='x' <!-- {{ 7*7 }} <img src=https://evil.example>"
 EDIT = {"kind": "zero_ablation", "site": "mlp_out", "layers": [0], "positions": [0]}

@@ -10,7 +10,8 @@ from matrices import measured
 from pure import evaluate
 
 from mcr_lens import get_metric
-from mcr_lens.results import ResultSchemaError, load, save, tidy
+from mcr_lens.results import load, save, tidy
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.theorem import ABOUT, NEEDED, bound_violations, bounds
 
 pytestmark = pytest.mark.once

@@ -31,7 +31,8 @@ from mcr_lens import (
 )
 from mcr_lens.attention_views import AttentionView
 from mcr_lens.closeup import attention_view, close_up
-from mcr_lens.results import ResultSchemaError, save
+from mcr_lens.results import save
+from mcr_lens.schema import ResultSchemaError
 
 HEADS = [(layer, head) for layer in range(4) for head in range(4)]
 LAYER = 1

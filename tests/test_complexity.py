@@ -7,7 +7,8 @@ from test_plots import HEADS, USUAL, fake_result
 
 from mcr_lens.complexity import complexity_response, dormant_heads
 from mcr_lens.ranks import partial_spearman, spearman
-from mcr_lens.results import ResultSchemaError, load, save
+from mcr_lens.results import load, save
+from mcr_lens.schema import ResultSchemaError
 
 PROMPTS, LAYERS = 24, 3
 

@@ -6,7 +6,7 @@ import xarray as xr
 from handmade import result
 
 from mcr_lens.notable import notable_heads
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 
 def scored(sink, identity, **options) -> xr.Dataset:

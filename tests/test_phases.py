@@ -10,7 +10,7 @@ import xarray as xr
 from handmade import result
 
 from mcr_lens.phases import PAPER, detect_phases
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.segments import segment
 
 pytestmark = pytest.mark.once

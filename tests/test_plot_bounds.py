@@ -7,7 +7,7 @@ from matrices import measured
 from test_plots import fake_result, means, panel_titles
 
 from mcr_lens.plots.tightness import BEST, LOWER, MEASURED, plot_bounds
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.theorem import bound_violations, bounds
 
 pytestmark = pytest.mark.once

@@ -10,7 +10,7 @@ from test_plots import USUAL, fake_result, means
 from mcr_lens.conditions import condition, join_conditions
 from mcr_lens.plots import plot_profile
 from mcr_lens.plots.conditions import plot_comparison
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import paired_difference
 
 EFFECTS = {"clean": 0.0, "cut": 0.5, "other token": 0.0, "random direction": 0.2}

@@ -11,7 +11,7 @@ from test_plots import USUAL, fake_result, means
 from mcr_lens.complexity import FEWEST, spearman
 from mcr_lens.plots import complexity
 from mcr_lens.plots.complexity import plot_complexity
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from test_plots import USUAL, fake_result
 
 from mcr_lens.conditions import join_conditions
 from mcr_lens.plots.dimensions import MOST, dimension_shares, plot_massive_dimensions
-from mcr_lens.results import ResultSchemaError, with_vocabulary
+from mcr_lens.results import with_vocabulary
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import confidence_interval
 
 NAMES = (*USUAL, "top_activation_token", "top_activation_dimension", "median_activation")

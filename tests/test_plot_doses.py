@@ -9,7 +9,7 @@ from test_plots import USUAL, fake_result, means, panel_titles
 
 from mcr_lens.conditions import join_conditions
 from mcr_lens.plots.doses import plot_dose_response
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import confidence_interval
 from mcr_lens.summaries import ShortPromptWarning, normalized_entropy, sink_rate
 

@@ -9,7 +9,7 @@ from test_emergence import training
 from test_plots import fake_result, means, panel_titles
 
 from mcr_lens.plots.emergence import axis_of, plot_emergence
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import confidence_interval
 from mcr_lens.summaries import normalized_entropy, sink_rate
 

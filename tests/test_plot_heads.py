@@ -7,7 +7,7 @@ from test_plots import USUAL, fake_result
 
 from mcr_lens.conditions import condition, join_conditions
 from mcr_lens.plots.heads import TIMES, plot_heads
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import confidence_interval
 from mcr_lens.summaries import sink_identity
 

@@ -12,7 +12,7 @@ from mcr_lens.conditions import join_conditions
 from mcr_lens.phases import detect_phases
 from mcr_lens.plots import plot_profile
 from mcr_lens.plots.theme import PALETTE, legend_rows, template
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 
 def several(n: int = 2):

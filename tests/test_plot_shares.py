@@ -8,7 +8,7 @@ from test_plots import HEADS, USUAL, fake_result
 from mcr_lens.conditions import join_conditions
 from mcr_lens.phases import detect_phases
 from mcr_lens.plots.shares import attention_shares, plot_attention_shares
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import confidence_interval
 
 NAMES = (*USUAL, "identity_score", "previous_token_score", "row_mass", "sink_queries")

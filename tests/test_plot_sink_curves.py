@@ -6,7 +6,7 @@ from test_plots import USUAL, fake_result
 
 from mcr_lens.conditions import join_conditions
 from mcr_lens.plots.sink_curves import MEAN, plot_sink_curves
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.sink_curves import sink_curve, uniform_sink_rate
 from mcr_lens.statistics import confidence_interval
 from mcr_lens.summaries import sink_rate

@@ -6,7 +6,7 @@ import xarray as xr
 from test_plots import fake_result
 
 from mcr_lens.plots.tokens import plot_pattern, plot_token_norms, visible
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 WORDS = ("<bos>", " The", "\n\n", "<a href='https://evil.example'>x</a>", "river")
 CONDITIONS = ("clean", "cut <b>")

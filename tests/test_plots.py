@@ -13,7 +13,8 @@ from mcr_lens._optional import require
 from mcr_lens.metrics import get_metric
 from mcr_lens.plots import plot_profile
 from mcr_lens.reading import caution, number, reading, subject
-from mcr_lens.results import ResultSchemaError, to_dataset
+from mcr_lens.results import to_dataset
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.statistics import confidence_interval
 from mcr_lens.tables import profile_table
 

@@ -13,7 +13,7 @@ from test_plots import fake_result
 
 from mcr_lens import report
 from mcr_lens.report import write_report
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 HOSTILE = "</script><script>alert(1)</script>\"onmouseover='x' {{ 7*7 }} <img src=https://evil.example>"
 

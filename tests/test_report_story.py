@@ -12,7 +12,7 @@ from test_report import HOSTILE, page, verdict_on
 
 from mcr_lens.conditions import join_conditions
 from mcr_lens.report import write_report
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 pytestmark = pytest.mark.once
 

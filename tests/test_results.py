@@ -11,7 +11,8 @@ from handmade import HEADS, LAYERS, result
 
 import mcr_lens
 from mcr_lens import ResultSchemaError, list_metrics, load, merge, save, tidy
-from mcr_lens.results import SAME, SCHEMA, validate
+from mcr_lens.results import SAME
+from mcr_lens.schema import SCHEMA, validate
 
 
 def test_schema():

@@ -22,7 +22,8 @@ from mcr_lens.plots.theme import (
     shortened,
     wrapped,
 )
-from mcr_lens.results import require_axes, require_single, vocabulary_of
+from mcr_lens.results import vocabulary_of
+from mcr_lens.schema import require_axes, require_single
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

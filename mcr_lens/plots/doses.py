@@ -14,7 +14,7 @@ from mcr_lens.plots.panels import HEIGHT, Legend, Line, Panel, add_legend, dress
 from mcr_lens.plots.series import BAND, mean_and_interval
 from mcr_lens.plots.theme import GREY, faded, frame, panel_title, plain, series_color, wrapped
 from mcr_lens.reading import SINK_THRESHOLD, subject
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 from mcr_lens.summaries import normalized_entropy, sink_rate
 
 if TYPE_CHECKING:

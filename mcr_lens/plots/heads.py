@@ -28,7 +28,7 @@ from mcr_lens.plots.theme import (
     wrapped,
 )
 from mcr_lens.reading import number, subject
-from mcr_lens.results import require_single
+from mcr_lens.schema import require_single
 from mcr_lens.statistics import confidence_interval
 from mcr_lens.summaries import sink_identity
 

@@ -12,7 +12,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens.conditions import condition, condition_names
 from mcr_lens.plots.panels import Legend, Line
 from mcr_lens.plots.theme import plain, series_color, series_dash
-from mcr_lens.results import require_single, validate
+from mcr_lens.schema import require_single, validate
 from mcr_lens.statistics import confidence_interval
 
 Results = xr.Dataset | Mapping[str, xr.Dataset] | Sequence[xr.Dataset]

@@ -11,7 +11,7 @@ from mcr_lens.plots.profile import shades
 from mcr_lens.plots.series import line_of, mean_and_interval, read_series
 from mcr_lens.plots.theme import PALETTE, PHASES, frame, panel_title, wrapped
 from mcr_lens.reading import subject
-from mcr_lens.results import require_axes, require_single
+from mcr_lens.schema import require_axes, require_single
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,7 +10,7 @@ from mcr_lens.plots.panels import Legend, Line, Panel, draw
 from mcr_lens.plots.series import mean_and_interval
 from mcr_lens.plots.theme import PALETTE, faded
 from mcr_lens.reading import subject
-from mcr_lens.results import require_axes, require_single
+from mcr_lens.schema import require_axes, require_single
 from mcr_lens.theorem import NEEDED, bound_violations, bounds
 
 if TYPE_CHECKING:

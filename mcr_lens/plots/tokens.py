@@ -11,7 +11,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.panels import log_ticks
 from mcr_lens.plots.theme import AXIS, RIGHT, SEQUENTIAL, depth_ticks, frame, plain, shortened
-from mcr_lens.results import ResultSchemaError, require_axes
+from mcr_lens.schema import ResultSchemaError, require_axes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -170,7 +170,7 @@ def _one(closeup: Any, variable: str, condition: str, *axes: str) -> xr.DataArra
         hint = "heads=[(layer, head), ...]" if variable == "pattern" else "a prompt"
         raise ResultSchemaError(f"the close-up has no {variable}; call mcr_lens.close_up with {hint}")
     names = [str(name) for name in closeup.condition.values]
-    if condition not in names:
+    if not isinstance(condition, str) or condition not in names:
         raise ValueError(
             f"condition {as_shown(condition)} is not in the close-up; it holds {', '.join(names)}"
         )

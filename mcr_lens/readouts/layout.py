@@ -10,7 +10,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens.batches import largest_batch
 from mcr_lens.labelled import Variable, about, with_interval
 from mcr_lens.provenance import describe
-from mcr_lens.results import SCHEMA
+from mcr_lens.schema import SCHEMA, with_axes
 
 __all__ = ["Variable", "about", "readout", "with_interval"]
 
@@ -42,7 +42,7 @@ def readout(
     Source: this library.
     """
     ds = xr.Dataset({name: (tuple(axes), values, dict(a)) for name, (axes, values, a) in variables.items()})
-    ds = ds.assign_coords(depth=np.arange(model.cfg.n_layers + 1), **dict(coords or {}))
+    ds = with_axes(ds.assign_coords(depth=np.arange(model.cfg.n_layers + 1), **dict(coords or {})))
     made = describe(model, interventions=interventions) | {"batch_size": largest_batch(model)}
     return ds.assign_attrs(
         {"schema": SCHEMA, "kind": "readout", **made, "task": task, "score": score, **attrs}

@@ -11,7 +11,7 @@ from mcr_lens import plots
 from mcr_lens.phases import Phases, detect_phases
 from mcr_lens.plots.theme import template, without_title
 from mcr_lens.report.story import Story
-from mcr_lens.results import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError
 
 HEAD_MAPS = ("sink_score", "mixing_score", "sink_identity", "value_drain")
 NEEDED_BY = {"sink_identity": ("sink_identity_index", "sink_identity_mass")}

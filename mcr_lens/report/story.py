@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens.conditions import condition, condition_names
-from mcr_lens.results import ResultSchemaError, require_single, validate
+from mcr_lens.schema import ResultSchemaError, require_single, validate
 
 if TYPE_CHECKING:
     from mcr_lens.diagnosis import Diagnosis

@@ -123,6 +123,11 @@ class World:
         return mcr.join_steps({1: self.ds, 2: self.ds})
 
     @cached_property
+    def null(self) -> xr.Dataset:
+        """The prompts of `ds` and random weights."""
+        return mcr.random_weights(self.reader, TEXTS[:3], ["bos_norm", "sink_score"], seeds=2, **QUICK)
+
+    @cached_property
     def moments(self) -> xr.Dataset:
         """What remains of prompts that were not kept."""
         return mcr.moments(self.ds)

@@ -105,7 +105,7 @@ def _hooks() -> list[str]:
 def _variables() -> list[str]:
     """What stands in a result: the metrics that come with the library."""
     from mcr_lens import list_metrics
-    from mcr_lens.results import KINDS, SCHEMA
+    from mcr_lens.schema import KINDS, SCHEMA
 
     ours = [m for m in list_metrics() if m.function.__module__.startswith("mcr_lens.")]
     found = sorted(f"{m.name} [{', '.join(m.axes)}] {m.units}{' (default)' * m.default}" for m in ours)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mcr_lens
-from mcr_lens.results import SCHEMA
+from mcr_lens.schema import SCHEMA
 
 FOLDER = Path(__file__).with_name("results")
 EVERY = pytest.mark.parametrize("schema", range(1, SCHEMA + 1))
