@@ -134,7 +134,6 @@ def dormant_heads(ds: xr.Dataset, *, threshold: float = 0.3, top: int = 3) -> "p
     import pandas as pd
 
     require_single(ds, "sink_score")
-    require_axes(ds, "layer", "head", of="sink_score")
     check_threshold(threshold, zero=False)
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
         raise ValueError(f"top={as_shown(top)}: pass how many prompts to name, a positive integer")

@@ -13,7 +13,7 @@ import xarray as xr
 
 from mcr_lens._checks import as_shown, check_ratio, check_threshold, is_number
 from mcr_lens.results import vocabulary_of
-from mcr_lens.schema import require, require_axes, require_single
+from mcr_lens.schema import require, require_single
 from mcr_lens.summaries import ShortPromptWarning, mean_by_site, normalized_entropy
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def find_massive(ds: xr.Dataset, *, ratio: float = 10.0) -> "pd.DataFrame":
     [[0, '<bos>', 1, 2]]
     """
     require_single(ds, "top_norm", "top_norm_token", "other_norm_median", empty=True)
-    require_axes(ds, "depth", "top", of="top_norm")
     check_ratio(ratio)
     times = (ds.top_norm / ds.other_norm_median).transpose("prompt", "depth", "top")
     times = times.astype(float)  # a ratio may be beyond what float32 holds
@@ -77,7 +76,6 @@ def find_sinks(ds: xr.Dataset, *, threshold: float = 0.3) -> "pd.DataFrame":
     [1, 2, 3, 4]
     """
     require_single(ds, "top_sink_score", "top_sink_token", empty=True)
-    require_axes(ds, "layer", "head", "top", of="top_sink_score")
     check_threshold(threshold, zero=False)
     _warn_few_queries(ds, threshold)
     scores = ds.top_sink_score.transpose("prompt", "layer", "head", "top")

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown
-from mcr_lens.schema import require_axes, require_single
+from mcr_lens.schema import require_single
 
 REACH = 0.5
 """A head of another layer is within reach if it scores at least so many times what the best head scores."""
@@ -35,8 +35,6 @@ def notable_heads(ds: xr.Dataset, count: int = 4) -> list[tuple[int, int]]:
     1
     """
     require_single(ds, "sink_score", "identity_score")
-    for name in ("sink_score", "identity_score"):
-        require_axes(ds, "layer", "head", of=name)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count={as_shown(count)}: pass how many heads of each kind, a positive integer")
     count = min(count, max(1, ds.sizes["layer"] * ds.sizes["head"] // 2))

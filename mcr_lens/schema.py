@@ -62,8 +62,7 @@ def _whole(ds: xr.Dataset) -> None:
             f"the result has lost {lost[0]!r}, which every result of mcr_lens has; keep its coordinates and "
             "attributes, or load it anew"
         )
-    never = ("condition", "step", "depth", "layer", "head", "top", "rank")
-    empty = [axis for axis in never if ds.sizes.get(axis) == 0]
+    empty = [axis for axis in AXES if axis != "prompt" and ds.sizes.get(axis) == 0]
     if empty:
         raise ResultSchemaError(f"the result holds no {empty[0]}; pass one or more")
     for name, array in ds.data_vars.items():
@@ -163,12 +162,19 @@ def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
         empty: whether no prompts will do.
 
     Raises:
-        ResultSchemaError: not a result, several conditions, a variable that was not measured, no prompts.
+        ResultSchemaError: not a result, several conditions, seeds or draws, a variable that was not measured,
+            no prompts.
 
     Source: this library.
     """
     require(validate(ds), *(names or map(str, ds.data_vars)))
     refuse_conditions(ds)
+    repeated = [axis for axis in ("seed", "draw") if axis in ds.dims]
+    if repeated:
+        raise ResultSchemaError(
+            f"the result has an axis {repeated[0]!r} (of {ds.sizes[repeated[0]]}); pick one with "
+            f"ds.isel({repeated[0]}=0)"
+        )
     if not empty and not ds.sizes["prompt"]:
         raise ResultSchemaError("the result holds no prompts; measure some first")
 

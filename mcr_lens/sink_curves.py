@@ -121,7 +121,6 @@ def uniform_sink_score(ds: xr.Dataset) -> xr.DataArray:
     True
     """
     require_single(ds, "sink_queries")
-    require_axes(ds, "prompt", "layer", of="sink_queries")
     seen = ds.sink_queries.transpose("prompt", "layer")
     tokens = ds.n_tokens.drop_vars([c for c in ds.n_tokens.coords if c != "prompt"])
     position = int(ds.attrs.get("position", 0))

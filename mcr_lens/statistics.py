@@ -7,7 +7,7 @@ import xarray as xr
 
 from mcr_lens._checks import check_seed
 from mcr_lens.resampling import Interval, bootstrap, check_level, mean_interval
-from mcr_lens.schema import require_axes, require_single
+from mcr_lens.schema import require_single
 from mcr_lens.summaries import normalized_entropy, sink_rate
 
 CONSTANT = 1e-12
@@ -165,8 +165,6 @@ def change_correlation(
     """
     check_level(level, resamples)
     require_single(ds, "bos_norm", "matrix_entropy", "sink_score")
-    for name, axis in (("bos_norm", "depth"), ("matrix_entropy", "depth"), ("sink_score", "layer")):
-        require_axes(ds, "prompt", axis, of=name)
     series = {
         "bos_norm": ds.bos_norm.transpose("prompt", "depth"),
         "entropy": normalized_entropy(ds).transpose("prompt", "depth"),

@@ -81,7 +81,6 @@ def colsum_rate(
     if not isinstance(stat, Hashable) or stat not in variables:
         raise ValueError(f"stat={as_shown(stat)}: pass 'max_colsum' or 'concentration'")
     require(ds, variables[stat])
-    require_axes(ds, "layer", "head", of=variables[stat])
     check_threshold(threshold)
     rate = _share(ds[variables[stat]], threshold, strict=strict)
     return _labelled(rate, "colsum_rate", "Column-sum rate", "1", "reconstruction")
@@ -160,7 +159,6 @@ def layer_sink_identity(ds: xr.Dataset) -> xr.DataArray:
     True
     """
     require(ds, "sink_identity_index", "sink_identity_mass")
-    require_axes(ds, "layer", "head", of="sink_identity_index")
     sink = (ds.sink_identity_index * ds.sink_identity_mass).sum("head")
     mass = ds.sink_identity_mass.sum("head")
     return _labelled(sink / mass.where(mass > 0), "layer_sink_identity",
@@ -184,7 +182,6 @@ def massive_layer(ds: xr.Dataset) -> int:
     0
     """
     require_single(ds, "massive_activation_ratio")
-    require_axes(ds, "depth", of="massive_activation_ratio")
     rise = ds.massive_activation_ratio.mean("prompt").diff("depth")
     if not rise.size or bool(rise.isnull().all()):
         raise ValueError(
@@ -246,7 +243,6 @@ def massive_activation_strength(ds: xr.Dataset) -> xr.DataArray:
     1
     """
     require(ds, "top_activation", "median_activation")
-    require_axes(ds, "top", of="top_activation")
     strength = ds.top_activation.isel(top=0) / ds.median_activation
     return _labelled(
         strength, "massive_activation_strength", "Largest over median activation", "1",

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mcr_lens._checks import as_shown, is_number
-from mcr_lens.schema import ResultSchemaError, require_axes, require_single
+from mcr_lens.schema import ResultSchemaError, require_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,8 +100,6 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     True
     """
     require_single(ds, *NEEDED, empty=True)
-    require_axes(ds, "rank", of="singular_values")
-    require_axes(ds, "top", of="top_rows_share")
     bos, rest, alpha = ds.bos_energy, ds.rest_energy, ds.bos_alignment
     rank = np.minimum(ds.n_tokens.reset_coords(drop=True), ds.attrs["d_model"])
     total, aligned = bos + rest, (alpha * rest).where(rest != 0, 0.0)

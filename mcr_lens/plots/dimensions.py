@@ -23,7 +23,7 @@ from mcr_lens.plots.theme import (
     wrapped,
 )
 from mcr_lens.results import vocabulary_of
-from mcr_lens.schema import require_axes, require_single
+from mcr_lens.schema import require_single
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,7 +64,6 @@ def plot_massive_dimensions(ds: xr.Dataset, *, dark: bool = False) -> "go.Figure
     Source: arXiv 2402.17762 (largest and median activations); the map of dimensions: this library.
     """
     require_single(ds, *NEEDED)
-    require_axes(ds, "depth", "top", of="top_activation")
     top = ds.top_activation.transpose("prompt", "depth", "top")
     finite = np.isfinite(top.values)
     if not finite.any():

@@ -11,7 +11,7 @@ from mcr_lens.plots.profile import shades
 from mcr_lens.plots.series import line_of, mean_and_interval, read_series
 from mcr_lens.plots.theme import PALETTE, PHASES, frame, panel_title, wrapped
 from mcr_lens.reading import subject
-from mcr_lens.schema import require_axes, require_single
+from mcr_lens.schema import require_single
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,9 +71,6 @@ def attention_shares(ds: xr.Dataset) -> xr.Dataset:
     Source: this library, after arXiv 2510.06477 (sink, identity and previous-token heads).
     """
     require_single(ds, *NEEDED)
-    for name in NEEDED:
-        require_axes(ds, "layer", of=name)
-    require_axes(ds, "head", of="sink_score")
     part = {name: ds[name].astype(float) for name in NEEDED}
     tokens = ds.n_tokens.drop_vars([c for c in ds.n_tokens.coords if c != "prompt"]).astype(float)
     later = (tokens - 1).where(tokens > 1)  # a prompt of one token has no query but BOS itself

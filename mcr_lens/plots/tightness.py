@@ -10,7 +10,7 @@ from mcr_lens.plots.panels import Legend, Line, Panel, draw
 from mcr_lens.plots.series import mean_and_interval
 from mcr_lens.plots.theme import PALETTE, faded
 from mcr_lens.reading import subject
-from mcr_lens.schema import require_axes, require_single
+from mcr_lens.schema import require_single
 from mcr_lens.theorem import NEEDED, bound_violations, bounds
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def plot_bounds(ds: xr.Dataset, *, dark: bool = False) -> "go.Figure":
     entropy and the best upper bound.
     """
     require_single(ds, *NEEDED)
-    require_axes(ds, "depth", of="matrix_entropy")
     broken, name, n_layers = bound_violations(ds), subject(ds), int(ds.attrs["n_layers"])
     found = bounds(ds).reindex(depth=np.arange(n_layers + 1))  # a gap where a depth was left out
 

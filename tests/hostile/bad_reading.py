@@ -4,8 +4,27 @@ from world import Case, renamed, with_nan
 
 import mcr_lens as mcr
 
+LOST = [
+    (mcr.bounds, "top"), (mcr.bounds, "rank"), (mcr.bound_violations, "depth"), (mcr.find_massive, "depth"),
+    (mcr.find_massive, "top"), (mcr.find_sinks, "head"), (mcr.find_sinks, "layer"),
+    (mcr.sink_identity, "head"), (mcr.massive_activations, "top"), (mcr.notable_heads, "layer"),
+    (mcr.dormant_heads, "head"),
+    (mcr.detect_phases, "depth"), (mcr.phenomena, "depth"), (mcr.entropy_valley, "depth"),
+    (mcr.plot_bounds, "depth"), (mcr.plot_massive_dimensions, "top"), (mcr.plot_attention_shares, "layer"),
+    (mcr.plot_profile, "depth"), (mcr.plot_heads, "head"),
+]  # fmt: skip
+"""What reads a result, and an axis that it needs all of."""
+
 # fmt: off
 CASES = [
+    *(Case(f"{read.__name__} of one {axis}", lambda w, read=read, axis=axis: read(w.ds.isel({axis: 0})),
+           mcr.ResultSchemaError, f" has no axis {axis!r}, its axes are ") for read, axis in LOST),
+    Case("heads of several seeds", lambda w: mcr.dormant_heads(w.null),
+         mcr.ResultSchemaError, "the result has an axis 'seed' (of 2); pick one with ds.isel(seed=0)"),
+    Case("a null without seeds", lambda w: mcr.null_share(w.ds, w.null.isel(seed=[]), "bos_norm"),
+         mcr.ResultSchemaError, "the result holds no seed; pass one or more"),
+    Case("controls of several seeds", lambda w: mcr.matched_controls(mcr.zero_bos_mlp(1), w.null),
+         mcr.ResultSchemaError, "the result has an axis 'seed' (of 2); pick one with ds.isel(seed=0)"),
     Case("a threshold of NaN", lambda w: mcr.sink_rate(w.ds, float("nan")),
          ValueError, "threshold=nan: mean attention lies between 0 and 1"),
     Case("a sink curve without heads", lambda w: mcr.sink_curve(w.six.isel(head=0)),

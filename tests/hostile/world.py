@@ -125,7 +125,7 @@ class World:
     @cached_property
     def null(self) -> xr.Dataset:
         """The prompts of `ds` and random weights."""
-        return mcr.random_weights(self.reader, TEXTS[:3], ["bos_norm", "sink_score"], seeds=2, **QUICK)
+        return mcr.random_weights(self.reader, TEXTS[:3], ["bos_norm", "sink_score"], seeds=(0, 1), **QUICK)
 
     @cached_property
     def moments(self) -> xr.Dataset:
