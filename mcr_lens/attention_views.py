@@ -21,7 +21,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
-from mcr_lens.schema import ResultSchemaError
+from mcr_lens.schema import ResultSchemaError, require_coords
 
 MOST = 128
 """Tokens that a view draws at most: it draws their square, and a browser takes its time over more."""
@@ -252,9 +252,7 @@ def _check(closeup: Any) -> None:
         raise ResultSchemaError(
             "the close-up holds no patterns; call mcr_lens.close_up with heads=[(layer, head), ...]"
         )
-    lost = [name for name in ("layer", "head", "token") if name not in closeup.coords]
-    if lost:
-        raise ResultSchemaError(f"the close-up has lost {lost[0]!r}; pass it as mcr_lens.close_up returns it")
+    require_coords(closeup, "layer", "head", "token", of="close-up")
 
 
 def _interventions(closeup: xr.Dataset) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from mcr_lens._checks import as_shown
 from mcr_lens.results import SAME, vocabulary_of, with_vocabulary
-from mcr_lens.schema import ResultSchemaError, refuse_conditions, require, validate
+from mcr_lens.schema import ResultSchemaError, refuse_conditions, require, require_coords, validate
 
 
 def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -92,6 +92,7 @@ def condition_names(ds: xr.Dataset) -> list[str]:
     validate(ds)
     if "condition" not in ds.dims:
         raise ResultSchemaError("the result has no axis `condition`; pass what mcr_lens.compare returns")
+    require_coords(ds, "condition")
     return [str(name) for name in ds.condition.values]
 
 

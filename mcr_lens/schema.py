@@ -153,6 +153,20 @@ def require_axes(ds: xr.Dataset, *axes: str, of: str) -> None:
         )
 
 
+def require_coords(ds: xr.Dataset, *names: str, of: str = "result") -> None:
+    """Refuse in words what has lost a coordinate that it was made with.
+
+    Raises:
+        ResultSchemaError: which one.
+
+    Source: this library.
+    """
+    lost = [name for name in names if name not in ds.coords]
+    if lost:
+        made = "mcr_lens.close_up" if of == "close-up" else "mcr_lens"
+        raise ResultSchemaError(f"the {of} has lost {lost[0]!r}; pass it as {made} returns it")
+
+
 def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
     """Refuse in words what is not one result, under one condition, with prompts and these variables.
 

@@ -15,10 +15,14 @@ from mcr_lens.plots.series import BAND, mean_and_interval
 from mcr_lens.plots.theme import GREY, faded, frame, panel_title, plain, series_color, wrapped
 from mcr_lens.reading import SINK_THRESHOLD, subject
 from mcr_lens.schema import ResultSchemaError
+from mcr_lens.schema import require as require_measured
 from mcr_lens.summaries import normalized_entropy, sink_rate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+SHOWN = ("massive_activation_ratio", "matrix_entropy", "sink_score", "next_token_loss")
+"""What has a panel, where it was measured."""
 
 SITES = {"mlp_out": "what the MLP writes", "attn_out": "what attention writes"}
 
@@ -48,6 +52,7 @@ def plot_dose_response(ds: xr.Dataset, *, dark: bool = False) -> "go.Figure":
             "the result has no doses (no coordinate `factor` on the axis `condition`); pass what "
             "mcr_lens.dose_response returns"
         )
+    require_measured(ds, *(name for name in SHOWN if name in ds))
     if not ds.sizes["prompt"]:
         raise ResultSchemaError("the result holds no prompts; measure some first")
     doses = np.asarray(ds.factor.values, float)
@@ -56,8 +61,8 @@ def plot_dose_response(ds: xr.Dataset, *, dark: bool = False) -> "go.Figure":
     panels = _panels(ds.isel(condition=np.argsort(doses)), names[int(np.abs(doses - 1).argmin())])
     if not panels:
         raise ValueError(
-            "the result has none of massive_activation_ratio, matrix_entropy, sink_score and "
-            "next_token_loss, which a dose-response shows; measure one of them"
+            f"the result has none of {', '.join(SHOWN[:-1])} and {SHOWN[-1]}, which a dose-response shows; "
+            "measure one of them"
         )
     return _draw(
         panels, np.sort(doses), title=str(ds.attrs.get("model", "model")), subtitle=_about(ds), dark=dark

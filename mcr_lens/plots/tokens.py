@@ -11,7 +11,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.panels import log_ticks
 from mcr_lens.plots.theme import AXIS, RIGHT, SEQUENTIAL, depth_ticks, frame, plain, shortened
-from mcr_lens.schema import ResultSchemaError, require_axes
+from mcr_lens.schema import ResultSchemaError, require_axes, require_coords
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -169,15 +169,14 @@ def _one(closeup: Any, variable: str, condition: str, *axes: str) -> xr.DataArra
     if variable not in closeup:
         hint = "heads=[(layer, head), ...]" if variable == "pattern" else "a prompt"
         raise ResultSchemaError(f"the close-up has no {variable}; call mcr_lens.close_up with {hint}")
+    require_axes(closeup, "condition", *axes, of=variable)
     names = [str(name) for name in closeup.condition.values]
     if not isinstance(condition, str) or condition not in names:
         raise ValueError(
             f"condition {as_shown(condition)} is not in the close-up; it holds {', '.join(names)}"
         )
-    require_axes(closeup, "condition", *axes, of=variable)
-    lost = [name for name in ("layer", "head") if "shown" in axes and name not in closeup.coords]
-    if lost:
-        raise ResultSchemaError(f"the close-up has lost {lost[0]!r}; pass it as mcr_lens.close_up returns it")
+    if "shown" in axes:
+        require_coords(closeup, "layer", "head", of="close-up")
     return closeup[variable].isel(condition=names.index(condition)).transpose(*axes)
 
 

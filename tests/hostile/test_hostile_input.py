@@ -55,7 +55,7 @@ def test_the_cases_are_many_and_distinct():
     names = [param.id for param in CASES]
     calls = [
         (param.values[0].call.__code__.co_code, repr(param.values[0].call.__code__.co_consts),
-         param.values[0].call.__code__.co_names)
+         param.values[0].call.__code__.co_names, repr(param.values[0].call.__defaults__))
         for param in CASES
     ]  # fmt: skip
     assert len(set(names)) == len(names) >= 200
