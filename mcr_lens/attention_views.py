@@ -21,7 +21,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
-from mcr_lens.schema import ResultSchemaError, require_coords
+from mcr_lens.schema import ResultSchemaError, require_alike, require_coords
 
 MOST = 128
 """Tokens that a view draws at most: it draws their square, and a browser takes its time over more."""
@@ -253,6 +253,7 @@ def _check(closeup: Any) -> None:
             "the close-up holds no patterns; call mcr_lens.close_up with heads=[(layer, head), ...]"
         )
     require_coords(closeup, "layer", "head", "token", of="close-up")
+    require_alike(closeup, "position", "query", "key", of="close-up")
 
 
 def _interventions(closeup: xr.Dataset) -> dict[str, Any]:

@@ -167,6 +167,23 @@ def require_coords(ds: xr.Dataset, *names: str, of: str = "result") -> None:
         raise ResultSchemaError(f"the {of} has lost {lost[0]!r}; pass it as {made} returns it")
 
 
+def require_alike(ds: xr.Dataset, *axes: str, of: str) -> None:
+    """Refuse in words axes that do not hold the same places in the same rising order.
+
+    Raises:
+        ResultSchemaError: how many each holds.
+
+    Source: this library.
+    """
+    places = [ds[axis].values for axis in axes]  # counted from 0 where the axis has no coordinate
+    rising = places[0].ndim == 1 and len(places[0]) and (np.diff(places[0]) > 0).all()
+    if not rising or not all(np.array_equal(places[0], other) for other in places[1:]):
+        held = ", ".join(f"{axis} {ds.sizes.get(axis, 'none')}" for axis in axes)
+        raise ResultSchemaError(
+            f"the axes of the {of} do not hold the same places in order ({held}); cut all of them alike"
+        )
+
+
 def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
     """Refuse in words what is not one result, under one condition, with prompts and these variables.
 

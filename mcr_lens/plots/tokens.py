@@ -11,7 +11,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.panels import log_ticks
 from mcr_lens.plots.theme import AXIS, RIGHT, SEQUENTIAL, depth_ticks, frame, plain, shortened
-from mcr_lens.schema import ResultSchemaError, require_axes, require_coords
+from mcr_lens.schema import ResultSchemaError, require_alike, require_axes, require_coords
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -177,6 +177,9 @@ def _one(closeup: Any, variable: str, condition: str, *axes: str) -> xr.DataArra
         )
     if "shown" in axes:
         require_coords(closeup, "layer", "head", of="close-up")
+        require_alike(closeup, "position", "query", "key", of="close-up")
+    if not closeup[variable].size:
+        raise ResultSchemaError(f"the close-up holds no {variable}; pass it as mcr_lens.close_up returns it")
     return closeup[variable].isel(condition=names.index(condition)).transpose(*axes)
 
 
