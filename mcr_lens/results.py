@@ -2,7 +2,8 @@
 
 Axes: `prompt`; `depth` 0..L for the residual stream between blocks (0 enters the first block, L leaves
 the last one, before the final norm); `layer` 0..L−1 for what a block does; `head`. Block l reads depth l
-and writes depth l + 1. Every variable carries units and source, the attributes carry provenance.
+and writes depth l + 1. Every variable carries units, source and the names of its axes, the attributes
+carry provenance.
 """
 
 import json

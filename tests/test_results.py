@@ -12,7 +12,7 @@ from handmade import HEADS, LAYERS, result
 import mcr_lens
 from mcr_lens import ResultSchemaError, list_metrics, load, merge, save, tidy
 from mcr_lens.results import SAME
-from mcr_lens.schema import SCHEMA, validate
+from mcr_lens.schema import SCHEMA, require, validate
 
 
 def test_schema():
@@ -26,6 +26,28 @@ def test_schema():
     assert ds.layer.values.tolist() == list(range(LAYERS))
     assert ds["head"].values.tolist() == list(range(HEADS))
     assert ds.attrs["schema"] == SCHEMA and validate(ds) is ds
+
+
+def test_every_variable_names_its_axes(tmp_path):
+    """After a file, a merge and a choice of prompts too: what it says is what it has."""
+    ds = result()
+    parts = [ds.isel(prompt=[0]), ds.isel(prompt=slice(1, None))]
+    for made in (ds, load(save(ds, tmp_path / "r.nc")), merge(*parts), ds.isel(prompt=[1])):
+        for name in made.data_vars:
+            assert made[name].attrs["axes"].split() == list(made[name].dims), name
+
+
+@pytest.mark.parametrize("axis", ["depth", "layer", "head"])
+def test_a_variable_that_has_lost_an_axis_is_asked_for(axis):
+    """The sentence names both; a file of a version that did not write the axes is taken as it is."""
+    ds = result()
+    name = next(str(n) for n in ds.data_vars if axis in ds[n].dims)
+    lost = ds.isel({axis: 0})
+    with pytest.raises(ResultSchemaError, match=f"'{name}' has no axis '{axis}', its axes are "):
+        require(lost, name)
+    for variable in lost.data_vars:
+        del lost[variable].attrs["axes"]
+    require(lost, name)
 
 
 def test_axes_that_nothing_uses_are_absent():
