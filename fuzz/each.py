@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain, product
 from random import Random
 from typing import Any
@@ -45,14 +46,14 @@ def names() -> list[str]:
 
 def _damaged(name: str, parameter: str, kinds: list[str], world: World) -> Iterator[Any]:
     """For what reads a Dataset, each kind of Dataset with each damage."""
-    if targets.pool(name, parameter) is v.dataset:
+    if _reads(name, parameter):
         for kind in kinds:
             yield from v.damages(getattr(world, kind))
 
 
 def _good(name: str, function: Callable[..., Any], kinds: list[str], world: World) -> list[dict[str, Any]]:
     """The Datasets that this function gives a result with: others would hide its other arguments."""
-    read = [p for p in inspect.signature(function).parameters if targets.pool(name, p) is v.dataset]
+    read = [p for p in inspect.signature(function).parameters if _reads(name, p)]
     found: list[dict[str, Any]] = []
     for chosen in product(kinds, repeat=len(read)) if read else ():
         fixed = {parameter: getattr(world, kind) for parameter, kind in zip(read, chosen, strict=True)}
@@ -64,3 +65,9 @@ def _good(name: str, function: Callable[..., Any], kinds: list[str], world: Worl
                     found.append(fixed)
                     break
     return found or [{}]
+
+
+def _reads(name: str, parameter: str) -> bool:
+    """Whether a function takes a Dataset by this name."""
+    made = targets.pool(name, parameter)
+    return (made.func if isinstance(made, partial) else made) is v.dataset

@@ -107,7 +107,7 @@ def _edge(curve: TaskCurve, values: np.ndarray) -> Any:
     """How much better the best depth is than the last, as a share of the last."""
     best = (curve.sign * values).max(-1) * curve.sign
     last = values[..., -1]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return curve.sign * (best - last) / np.abs(last)
 
 

@@ -110,7 +110,7 @@ def _exit(curve: TaskCurve, floor: float, target: float, level: float) -> dict[s
 def _share(curve: TaskCurve, values: np.ndarray, floor: float) -> np.ndarray:
     """Share of the last depth's score beyond the floor; NaN where there is nothing beyond it."""
     last = values[..., -1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         found = last / values if curve.sign < 0 else (values - floor) / (last - floor)
     found[..., -1] = 1.0
     return np.where(last > floor, found, np.nan)

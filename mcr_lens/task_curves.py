@@ -103,6 +103,7 @@ def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an infinite score has no interval
 def _draws(ds: xr.Dataset, about: dict[Any, Any], resamples: int, seed: int) -> np.ndarray:
     samples = ds[about["samples"]]
     table = samples.transpose(..., "depth").values.astype(float)
@@ -120,6 +121,5 @@ def _draws(ds: xr.Dataset, about: dict[Any, Any], resamples: int, seed: int) -> 
     step = max(1, CELLS // n)
     for start in range(0, resamples, step):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(float)
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite score has no interval
-            found.append((counts @ sums) / (counts @ weights)[:, None])
+        found.append((counts @ sums) / (counts @ weights)[:, None])
     return np.concatenate(found)
