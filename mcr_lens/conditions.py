@@ -9,7 +9,7 @@ import xarray as xr
 
 from mcr_lens._checks import as_shown
 from mcr_lens.results import SAME, vocabulary_of, with_vocabulary
-from mcr_lens.schema import ResultSchemaError, refuse_conditions, require, require_coords, validate
+from mcr_lens.schema import ResultSchemaError, refuse_conditions, require_coords, require_variables, validate
 
 
 def join_conditions(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -117,7 +117,7 @@ def change(ds: xr.Dataset, variable: str, name: str, *, baseline: str = "clean")
 
     Source: this library.
     """
-    require(ds, variable)
+    require_variables(validate(ds), variable)
     after, before = condition(ds, name)[variable], condition(ds, baseline)[variable]
     label = f"{before.attrs.get('long_name', variable)}: {name} − {baseline}"
     return (after - before).assign_attrs({**before.attrs, "long_name": label})

@@ -17,7 +17,7 @@ from mcr_lens.plan import make_plan
 from mcr_lens.prompts import items_of, read_prompts
 from mcr_lens.provenance import LOADED, describe
 from mcr_lens.results import vocabulary_of, with_vocabulary
-from mcr_lens.schema import require
+from mcr_lens.schema import require_variables, validate
 from mcr_lens.twins import Kind, random_twin
 
 
@@ -160,8 +160,8 @@ def null_share(ds: xr.Dataset, null: xr.Dataset, name: str) -> xr.DataArray:
 
     Source: this library.
     """
-    require(ds, name)
-    require(null, name)
+    for given in (ds, null):
+        require_variables(validate(given), name)
     own = [str(axis) for axis in null[name].dims if axis not in ds[name].dims]
     if len(own) != 1:
         raise ValueError(

@@ -211,6 +211,12 @@ def merge(*results: xr.Dataset, repeated: bool = False) -> xr.Dataset:
                 f"results do not hold the same variables ({', '.join(odd[:3])}); select the common ones "
                 "first, for example ds[['bos_norm']]"
             )
+        lost = sorted(map(str, (set(ds.coords) ^ set(first.coords)) - {"token_id", "token_text"}))
+        if lost:
+            raise ResultSchemaError(
+                f"some of the results have {lost[0]!r} and others have not; take it out with "
+                f"drop_vars({lost[0]!r}), or keep it in all"
+            )
         require(ds, "prompt_hash")
         hashes = {h for h in ds.prompt_hash.values.tolist() if h}
         if seen & hashes and not repeated:

@@ -100,8 +100,13 @@ def with_axes(ds: xr.Dataset) -> xr.Dataset:
     return ds
 
 
-def require(ds: xr.Dataset, *names: str) -> None:
+def require(ds: xr.Dataset, *names: str, picked: Sequence[str] = ()) -> None:
     """Refuse in words when a result lacks a variable, or the variable an axis that it was measured with.
+
+    Args:
+        ds: what `measure`, `load` or `compare` returns.
+        names: variables it must hold.
+        picked: axes of which one place may have been picked, so that the axis is gone.
 
     Raises:
         ResultSchemaError: not a result, a variable that was not measured, or that has lost an axis.
@@ -109,11 +114,8 @@ def require(ds: xr.Dataset, *names: str) -> None:
     validate(ds)
     require_variables(ds, *names)
     for name in names:
-        require_axes(ds, *_made_with(ds, name), of=name)
-
-
-def _made_with(ds: xr.Dataset, name: Any) -> list[str]:
-    return str(ds[name].attrs.get("axes", "")).split()
+        made_with = str(ds[name].attrs.get("axes", "")).split()
+        require_axes(ds, *(axis for axis in made_with if axis not in picked), of=name)
 
 
 def require_variables(ds: xr.Dataset, *names: str) -> None:
@@ -184,13 +186,14 @@ def require_alike(ds: xr.Dataset, *axes: str, of: str) -> None:
         )
 
 
-def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
+def require_single(ds: xr.Dataset, *names: str, empty: bool = False, picked: Sequence[str] = ()) -> None:
     """Refuse in words what is not one result, under one condition, with prompts and these variables.
 
     Args:
         ds: what `measure`, `load` or `condition` returns.
         names: variables it must hold.
         empty: whether no prompts will do.
+        picked: axes of which one place may have been picked.
 
     Raises:
         ResultSchemaError: not a result, several conditions, seeds or draws, a variable that was not measured,
@@ -198,7 +201,7 @@ def require_single(ds: xr.Dataset, *names: str, empty: bool = False) -> None:
 
     Source: this library.
     """
-    require(validate(ds), *(names or map(str, ds.data_vars)))
+    require(ds, *names, picked=picked)
     refuse_conditions(ds)
     repeated = [axis for axis in ("seed", "draw") if axis in ds.dims]
     if repeated:

@@ -141,7 +141,7 @@ def sink_identity(ds: xr.Dataset, *, min_mass: float = 0.05) -> xr.DataArray:
     >>> mcr.sink_identity(ds).dims
     ('prompt', 'layer', 'head')
     """
-    require(ds, "sink_identity_index", "sink_identity_mass")
+    require(ds, "sink_identity_index", "sink_identity_mass", picked=("layer", "head"))
     if not is_number(min_mass) or not 0 <= min_mass <= 1:
         raise ValueError(f"min_mass={as_shown(min_mass)}: the support S + I lies between 0 and 1")
     return ds.sink_identity_index.where(ds.sink_identity_mass >= min_mass)
@@ -202,7 +202,7 @@ def mlp_write_share(ds: xr.Dataset) -> xr.DataArray:
     >>> bool(mcr.mlp_write_share(ds).sel(layer=0).min() > 0.9)  # the MLP of block 0 writes at BOS
     True
     """
-    require(ds, "mlp_bos_norm", "attn_bos_norm")
+    require(ds, "mlp_bos_norm", "attn_bos_norm", picked=("layer",))
     share = ds.mlp_bos_norm / (ds.mlp_bos_norm + ds.attn_bos_norm)
     return _labelled(share, "mlp_write_share", "MLP share of the write at BOS", "1", "this library")
 
@@ -223,7 +223,7 @@ def massive_activations(ds: xr.Dataset, *, absolute: float = 100.0, ratio: float
     >>> bool(mcr.massive_activations(ds).any())  # the bundled model is too small for the absolute criterion
     False
     """
-    require(ds, "top_activation", "median_activation")
+    require(ds, "top_activation", "median_activation", picked=("depth",))
     for name, value in (("absolute", absolute), ("ratio", ratio)):
         if not is_number(value) or not value >= 0:
             raise ValueError(f"{name}={as_shown(value)}: pass a number from 0 on")
@@ -242,7 +242,7 @@ def massive_activation_strength(ds: xr.Dataset) -> xr.DataArray:
     >>> int(mcr.massive_activation_strength(ds).mean("prompt").argmax("depth"))
     1
     """
-    require(ds, "top_activation", "median_activation")
+    require(ds, "top_activation", "median_activation", picked=("depth",))
     strength = ds.top_activation.isel(top=0) / ds.median_activation
     return _labelled(
         strength, "massive_activation_strength", "Largest over median activation", "1",

@@ -99,7 +99,7 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     >>> bool((limits.anisotropy_lower_bound <= limits.anisotropy + 1e-9).all())
     True
     """
-    require_single(ds, *NEEDED, empty=True)
+    require_single(ds, *NEEDED, empty=True, picked=["depth"])
     bos, rest, alpha = ds.bos_energy, ds.rest_energy, ds.bos_alignment
     rank = np.minimum(ds.n_tokens.reset_coords(drop=True), ds.attrs["d_model"])
     total, aligned = bos + rest, (alpha * rest).where(rest != 0, 0.0)

@@ -5,13 +5,13 @@ from world import Case, renamed, with_nan
 import mcr_lens as mcr
 
 LOST = [
-    (mcr.bounds, "top"), (mcr.bounds, "rank"), (mcr.bound_violations, "depth"), (mcr.find_massive, "depth"),
+    (mcr.bounds, "top"), (mcr.bounds, "rank"), (mcr.find_massive, "depth"),
     (mcr.find_massive, "top"), (mcr.find_sinks, "head"), (mcr.find_sinks, "layer"),
-    (mcr.sink_identity, "head"), (mcr.massive_activations, "top"), (mcr.notable_heads, "layer"),
+    (mcr.layer_sink_identity, "head"), (mcr.massive_activations, "top"), (mcr.notable_heads, "layer"),
     (mcr.dormant_heads, "head"),
-    (mcr.detect_phases, "depth"), (mcr.phenomena, "depth"), (mcr.entropy_valley, "depth"),
+    (mcr.phenomena, "depth"), (mcr.entropy_valley, "depth"),
     (mcr.plot_bounds, "depth"), (mcr.plot_massive_dimensions, "top"), (mcr.plot_attention_shares, "layer"),
-    (mcr.plot_profile, "depth"), (mcr.plot_heads, "head"),
+    (mcr.plot_profile, "depth"),
 ]  # fmt: skip
 """What reads a result, and an axis that it needs all of."""
 

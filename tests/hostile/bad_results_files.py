@@ -61,6 +61,8 @@ CASES = [
          mcr.ResultSchemaError, "this Dataset is a readout, which has no `prompt` axis"),
     Case("merge without hashes", lambda w: mcr.merge(w.ds, w.ds.drop_vars("prompt_hash")),
          mcr.ResultSchemaError, "the result has lost 'prompt_hash'"),
+    Case("merge of a result that has lost a coordinate", lambda w: mcr.merge(w.ds, w.ds.drop_vars("padding")),
+         mcr.ResultSchemaError, "some of the results have 'padding' and others have not; take it out with"),
     Case("tidy of a variable that is not there", lambda w: mcr.tidy(w.ds, "nothing"),
          mcr.ResultSchemaError, "the result has no nothing"),
     Case("tidy of a readout", lambda w: mcr.tidy(w.lens),

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from xml.etree import ElementTree
@@ -85,27 +87,37 @@ def _quickest_first(pool: ThreadPoolExecutor, copies: "Queue[Path]") -> list[str
 
 
 def _seconds(file: str, copies: "Queue[Path]") -> float:
+    with _one_of(copies) as folder:
+        report = folder / "junit.xml"
+        done = _pytest(folder, [file], f"--junitxml={report}")
+        if done.returncode:
+            sys.exit(
+                f"{file} does not pass on the untouched copy:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
+            )
+        return float(ElementTree.parse(report).getroot()[0].attrib["time"])
+
+
+@contextmanager
+def _one_of(copies: "Queue[Path]") -> Iterator[Path]:
+    """A copy for a while: whoever waits for one gets it back, whatever happens."""
     folder = copies.get()
-    report = folder / "junit.xml"
-    done = _pytest(folder, [file], f"--junitxml={report}")
-    if done.returncode:
-        sys.exit(f"{file} does not pass on the untouched copy:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
-    seconds = float(ElementTree.parse(report).getroot()[0].attrib["time"])
-    copies.put(folder)
-    return seconds
+    try:
+        yield folder
+    finally:
+        copies.put(folder)
 
 
 def _caught_by(fault: Fault, copies: "Queue[Path]", order: list[str]) -> str | None:
     """The first test that fails, or None."""
-    folder, began = copies.get(), time.perf_counter()
-    file = folder / "mcr_lens" / fault.file
-    right = file.read_text("utf-8")
-    if right.count(fault.right) != 1:
-        sys.exit(f"{fault.name}: {fault.file} does not hold {fault.right!r} exactly once")
-    file.write_text(right.replace(fault.right, fault.wrong), "utf-8")
-    done = _pytest(folder, order, "-x")
-    file.write_text(right, "utf-8")
-    copies.put(folder)
+    with _one_of(copies) as folder:
+        began = time.perf_counter()
+        file = folder / "mcr_lens" / fault.file
+        right = file.read_text("utf-8")
+        if right.count(fault.right) != 1:
+            sys.exit(f"{fault.name}: {fault.file} does not hold {fault.right!r} exactly once")
+        file.write_text(right.replace(fault.right, fault.wrong), "utf-8")
+        done = _pytest(folder, order, "-x")
+        file.write_text(right, "utf-8")
     if done.returncode not in (0, 1):
         sys.exit(f"{fault.name}: the tests did not run:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     found = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
