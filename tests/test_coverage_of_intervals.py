@@ -11,7 +11,7 @@ import xarray as xr
 from mcr_lens.resampling import _bca, bootstrap
 from mcr_lens.statistics import confidence_interval, paired_difference
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.once
 
 SAMPLES = 4000
 
@@ -41,6 +41,7 @@ def held(name, n, level=0.95, seed=0):
     return 100 * (1 - below - above), 100 * below, 100 * above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [16, 30, 100])
 @pytest.mark.parametrize(
     "name", ["normal", "uniform", "exponential", "lognormal 0.5", "heads 0.1", "heads 0.5"]
@@ -59,6 +60,7 @@ def test_other_levels(level, slack):
         assert abs(share - 100 * level) <= slack, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 def test_few_normal_prompts(n):
     """Down to two."""
@@ -66,6 +68,7 @@ def test_few_normal_prompts(n):
     assert 93.5 <= share <= 97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "least", "most"),
     [
@@ -88,6 +91,7 @@ def test_what_falls_short_is_known(name, n, least, most):
         assert below > 5 * above  # the mean is missed from below
 
 
+@pytest.mark.slow
 def test_coverage_of_differences():
     """Pairs: skewed prompts whose difference is normal."""
     g = np.random.default_rng(0)
@@ -121,6 +125,7 @@ def quick(pairs, resamples):
     return _bca(np.sort(pearson(pairs[draws])), float(pearson(pairs)), left_out, n, 0.95)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rho", "n"), [(0.0, 16), (0.8, 16), (0.8, 30)])
 def test_coverage_of_bootstrapped_correlations(rho, n):
     """Pearson's r of normal pairs: 2,000 samples, enough to tell 95 from 93."""
@@ -133,6 +138,7 @@ def test_coverage_of_bootstrapped_correlations(rho, n):
     assert 93 <= share <= 97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gamma", "beta", "laplace", "triangular"])
 def test_coverage_beyond_what_it_was_tuned_on(name):
     """Distributions that had no part in the choice of the method."""
