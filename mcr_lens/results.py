@@ -28,7 +28,7 @@ from mcr_lens.schema import (
     validate,
     validate_any,
     with_axes,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     import pandas as pd
