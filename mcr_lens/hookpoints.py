@@ -122,11 +122,14 @@ READS: dict[str, Read] = {
 """Every tensor a metric may read; keys are the parameter names that metrics use."""
 
 
-def hook_names(model: HookedModel, read: str) -> list[str]:
+def hook_names(model: HookedModel, read: str, points: Mapping[str, Any] | None = None) -> list[str]:
     """Canonical hook names of one kind of tensor, in the order of its axis (depth or layer).
 
     A bridge gives one hook point several names, and TransformerLens may run a callback once for each
     name it was registered under; the canonical name rules that out.
+
+    Args:
+        points: the model's `hook_dict`, which a bridge puts together anew whenever it is asked.
 
     Raises:
         MissingHookPointError: the model lacks one of them.
@@ -135,7 +138,7 @@ def hook_names(model: HookedModel, read: str) -> list[str]:
     wanted = [template.format(layer=layer) for layer in range(n_layers)]
     if read == "resid":
         wanted = ["blocks.0.hook_resid_pre", *wanted]
-    points = model.hook_dict
+    points = model.hook_dict if points is None else points
     missing = [name for name in wanted if name not in points]
     if missing and read in getattr(model, "lacks", {}):
         raise MissingHookPointError(

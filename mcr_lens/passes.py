@@ -1,5 +1,6 @@
 """What happens to one forward pass on its way through the model?"""
 
+from collections.abc import Iterable
 from typing import Any
 
 import einops
@@ -10,6 +11,7 @@ from mcr_lens.hookpoints import READS, HookedModel, output_projection
 from mcr_lens.plan import Plan, Site
 from mcr_lens.rows import Group, Rows, group_rows
 from mcr_lens.visibility import Visibility, layer_visibility
+from mcr_lens.workers import HELD
 
 MASKS = 8
 """How many attention masks are kept: prompts of one length follow each other, layers alternate windows."""
@@ -62,6 +64,7 @@ class Pass:
         self.problem: str | None = None
         self._plan, self._statics = plan, statics
         self._sites: dict[tuple[str, int, int], Site] = {}
+        self._held: dict[tuple[str, int, int], int] = {}
 
     def receive(self, read: str, index: int, tensor: Any) -> None:
         axis = READS[read].axis
@@ -71,7 +74,13 @@ class Pass:
                 known = self._statics.at(axis, index, group.length, tensor.device)
                 self._sites[key] = Site(self._plan.steps[axis], known)
             cut = tensor.cut(group) if read == "attention" else group.cut(tensor, pattern=read == "pattern")
-            self._sites[key].receive(read, cut)
+            site = self._sites[key]
+            site.receive(read, cut)
+            if axis == "layer":
+                self._held[key] = site.held
+        if sum(self._held.values()) > HELD:
+            self._settle(key for key, held in self._held.items() if held)
+            self._held.clear()
 
     def receive_logits(self, logits: Tensor | None, clean_logits: Tensor | None) -> None:
         for number, group in enumerate(self.groups):
@@ -83,21 +92,20 @@ class Pass:
                 if clean_logits is not None:
                     site.receive("clean_logits", group.cut(clean_logits))
 
-    def _settle(self) -> None:
-        """Run what waited for work done elsewhere."""
-        alike: dict[tuple[str, int], list[Site]] = {}
-        for (axis, _, number), site in self._sites.items():
-            if axis == "depth" and site.waits:  # elsewhere, layers have masks of their own
-                alike.setdefault((axis, number), []).append(site)
-            else:
-                site.settle()
+    def _settle(self, keys: Iterable[tuple[str, int, int]]) -> None:
+        """Run what waits at these places, for all places together that have a length and a mask in common."""
+        alike: dict[Any, list[Site]] = {}
+        for key in keys:
+            site = self._sites[key]
+            if site.waits:
+                alike.setdefault((key[0], key[2], site.alike), []).append(site)
         for sites in alike.values():
             Site.settle_together(sites)
 
     def values(self, name: str, axis: str, count: int) -> Tensor:
         """One variable for all prompts of the pass: [prompt, depth or layer, ...]."""
         stacked = []
-        self._settle()
+        self._settle(self._sites)
         for number, group in enumerate(self.groups):
             sites = [self._sites[axis, index, number] for index in range(count)]
             found: list[Any] = [site.results.get(name) for site in sites]

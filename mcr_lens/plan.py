@@ -1,6 +1,7 @@
 """Which tensors must be read for these metrics, in which order is everything computed, what is kept?"""
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,9 @@ class Step:
     keeps: bool  # a metric's value goes into the result
     gives: tuple[str, ...] = ()  # a joint computation: the quantities that come out of it
     kept: frozenset[str] = frozenset()  # those of them that are metrics and go into the result
+    light: bool = (
+        False  # reads no activation, nor does what follows from it: several places at once are sooner
+    )
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,9 @@ def make_plan(model: HookedModel, metrics: Any, *, position: int = 0) -> Plan:
             "the first real token"
         )
     chosen, skipped = select(metrics), {}
-    has = {read for read in READS if _has(model, read)}
+    has = _names(model)
     for m in chosen:
-        reason = _obstacle(model, m, has)
+        reason = _obstacle(model, m, has.keys())
         if reason is not None:
             skipped[m.name] = reason
     if skipped and metrics is not None:
@@ -85,13 +89,17 @@ def make_plan(model: HookedModel, metrics: Any, *, position: int = 0) -> Plan:
     reads: dict[str, None] = {}
     statics: set[str] = set()
     for m in kept:
-        _add(m, steps[m.site], reads, statics, {"position": position}, has, keeps=True)
+        _add(m, steps[m.site], reads, statics, {"position": position}, has.keys(), keeps=True)
     # Always watched: a NaN in the stream must never pass for a result.
-    _add(get_derived()["token_norms"], steps["depth"], reads, statics, {}, has, keeps=False)
+    _add(get_derived()["token_norms"], steps["depth"], reads, statics, {}, has.keys(), keeps=False)
     return Plan(
         metrics=tuple(kept),
         steps={site: _steps(found.values()) for site, found in steps.items()},
-        hooks={read: tuple(hook_names(model, read)) for read in READS if read in reads},
+        hooks={
+            read: has[read] if read in has else tuple(hook_names(model, read))  # raises: what is missing
+            for read in READS
+            if read in reads
+        },
         statics=frozenset(statics),
         skipped=skipped,
     )
@@ -138,7 +146,14 @@ def _reads_of(item: Joint) -> set[str]:
 
 def _steps(found: Collection[Step]) -> tuple[Step, ...]:
     needed = {name for step in found for name in step.inputs}
-    return tuple(_told(step, needed) for step in found)
+    urgent: set[str] = set()  # what is read along with an activation
+    steps: list[Step] = []
+    for step in reversed([*found]):
+        ours = step.function.__module__.startswith("mcr_lens.")  # others may look at all of their prompts
+        light = ours and not READS.keys() & {*step.inputs} and not urgent & {*step.gives, step.name}
+        urgent |= set() if light else {*step.inputs}
+        steps.append(replace(_told(step, needed), light=light))
+    return tuple(reversed(steps))
 
 
 def _told(step: Step, needed: Set[str]) -> Step:
@@ -170,12 +185,13 @@ def _needs(item: Any, has: Set[str]) -> list[str]:
     return found
 
 
-def _has(model: HookedModel, read: str) -> bool:
-    try:
-        hook_names(model, read)
-    except MissingHookPointError:
-        return False
-    return True
+def _names(model: HookedModel) -> dict[str, tuple[str, ...]]:
+    """The hook names of every kind of tensor that the model has."""
+    found, points = {}, model.hook_dict
+    for read in READS:
+        with suppress(MissingHookPointError):
+            found[read] = tuple(hook_names(model, read, points))
+    return found
 
 
 def _has_projection(model: HookedModel) -> bool:
@@ -186,14 +202,15 @@ def _has_projection(model: HookedModel) -> bool:
 class Site:
     """The computation at one place (one depth or one layer) for prompts of one length.
 
-    Tensors arrive one by one, in the order of the forward pass. Each step runs as soon as it can, and a
-    tensor that no waiting step needs is let go at once: nothing outlives its layer. What is being computed
-    elsewhere is waited for at the end, in `settle`, unless a step needs a tensor along with it.
+    Tensors arrive one by one, in the order of the forward pass. Each step that reads one runs as soon as it
+    can, and a tensor that no waiting step needs is let go at once: no activation outlives its layer. Light
+    steps, and those whose input is being computed elsewhere, run at the end, in `settle_together`.
     """
 
     def __init__(self, steps: Sequence[Step], statics: Mapping[str, Any]) -> None:
         self._waiting = list(steps)
         self._known: dict[str, Any] = dict(statics)
+        self._statics = frozenset(statics)
         self.results: dict[str, Any] = {}
 
     def receive(self, name: str, value: Any) -> None:
@@ -206,31 +223,35 @@ class Site:
         """Whether a step waits for anything."""
         return bool(self._waiting)
 
-    def settle(self) -> None:
-        """Run the steps that waited for what was computed elsewhere."""
-        self._run(wait=True)
+    @property
+    def held(self) -> int:
+        """Bytes of what light steps wait with; 0 while an activation is still to come."""
+        if not all(step.light for step in self._waiting):
+            return 0
+        return sum(_bytes(value) for name, value in self._known.items() if name not in self._statics)
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What sites must share to be settled together: steps, and masks where they are the same."""
+        inputs = {name for step in self._waiting for name in step.inputs} & self._statics
+        names = tuple(step.name for step in self._waiting)
+        return names, tuple(sorted((name, id(self._known.get(name))) for name in inputs))
 
     @staticmethod
     def settle_together(sites: "Sequence[Site]") -> None:
-        """The same for sites that wait for the same, prompts of one length at several depths, in one go.
+        """Run the steps that wait, in one go for sites that are alike.
 
-        A metric gives one row per prompt, so the prompts of all depths may stand below each other.
+        A metric gives one row per prompt, so the prompts of all places may stand below each other.
         """
         first = sites[0]
-        if not all(site._waiting == first._waiting for site in sites):
-            for site in sites:
-                site.settle()
-            return
-        found = {
-            name: [site._known[name] for site in sites] for step in first._waiting for name in step.inputs
-            if name in first._known
-        }  # fmt: skip
+        names = {name for step in first._waiting for name in step.inputs if name in first._known}
         known = {
-            name: _stacked([v.value() if isinstance(v, Later) else v for v in values])
-            for name, values in found.items()
-        }
+            name: first._known[name] if name in first._statics
+            else _stacked([_value(site._known[name]) for site in sites])
+            for name in names
+        }  # fmt: skip
         whole = Site(first._waiting, known)
-        whole.settle()
+        whole._run(wait=True)
         for name, value in whole.results.items():
             for site, part in zip(sites, value.chunk(len(sites)), strict=True):
                 site.results[name] = part
@@ -240,13 +261,12 @@ class Site:
     def _run(self, *, wait: bool) -> None:
         still = []
         for step in self._waiting:  # ordered: whatever a step needs comes before it
-            if all(i in self._known for i in step.inputs):
-                late = [i for i in step.inputs if isinstance(self._known[i], Later)]
-                if late and not wait and not any(i in READS for i in step.inputs):
-                    still.append(step)
-                    continue
+            late = [i for i in step.inputs if isinstance(self._known.get(i), Later)]
+            # Beside an activation, what is computed elsewhere is waited for.
+            early = wait or not (step.light or (late and not any(i in READS for i in step.inputs)))
+            if early and all(i in self._known for i in step.inputs):
                 for name in late:
-                    self._known[name] = self._known[name].value()
+                    self._known[name] = _value(self._known[name])
                 self._keep(step, _call(step, [self._known[i] for i in step.inputs]))
             else:
                 still.append(step)
@@ -281,11 +301,24 @@ class Later:
         return getattr(self.source.result(), self.field)
 
 
+def _value(known: Any) -> Any:
+    return known.value() if isinstance(known, Later) else known
+
+
 def _stacked(values: Sequence[Any]) -> Any:
     """Tensors, or records of them, of several sites, one behind the other along the prompts."""
+    if len(values) == 1:
+        return values[0]
     if torch.is_tensor(values[0]):
-        return torch.cat(list(values))
+        device = values[0].device  # layers may be on several
+        return torch.cat([value.to(device) for value in values])
     return type(values[0])(*map(_stacked, zip(*values, strict=True)))
+
+
+def _bytes(value: Any) -> int:
+    if torch.is_tensor(value):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, tuple) else 0
 
 
 def _call(step: Step, arguments: Sequence[Any]) -> Any:

@@ -68,21 +68,24 @@ def to_dataset(
         if m.name in (token_ids or {}):
             about = {"units": "token id", "long_name": f"{m.label}: token id", "source": m.source}
             variables[f"{m.name}_id"] = (m.axes, (token_ids or {})[m.name], {**about, "group": m.group})
-    ds = xr.Dataset(variables, attrs={"schema": SCHEMA, **attrs})
+    used = {axis for dims, *_ in variables.values() for axis in dims} | {"prompt"}
     axes = {"prompt": len(prompts["n_tokens"]), "depth": attrs["n_layers"] + 1}
     axes |= {"layer": attrs["n_layers"], "head": attrs["n_heads"]}
-    coords: dict[str, Any] = {a: np.arange(n) for a, n in axes.items() if a in ds.dims or a == "prompt"}
+    coords: dict[str, Any] = {a: np.arange(n) for a, n in axes.items() if a in used}
     coords |= {name: ("prompt", np.asarray(column)) for name, column in prompts.items()}
-    return with_vocabulary(with_axes(ds.assign_coords(coords)), vocabulary or {})
+    coords |= _spelled(vocabulary or {})
+    return with_axes(xr.Dataset(variables, coords, {"schema": SCHEMA, **attrs}))
 
 
 def with_vocabulary(ds: xr.Dataset, vocabulary: Mapping[int, str]) -> xr.Dataset:
     """The Dataset with the spelling of the token ids it holds, on an axis of its own (none for no ids)."""
-    if not vocabulary:
-        return ds
+    return ds.assign_coords(_spelled(vocabulary))
+
+
+def _spelled(vocabulary: Mapping[int, str]) -> dict[str, Any]:
     ids = sorted(vocabulary)
     texts = np.array([vocabulary[i] for i in ids], dtype=object)
-    return ds.assign_coords(token_id=np.array(ids, dtype=np.int64), token_text=("token_id", texts))
+    return {"token_id": np.array(ids, dtype=np.int64), "token_text": ("token_id", texts)} if ids else {}
 
 
 def vocabulary_of(ds: xr.Dataset) -> dict[int, str]:

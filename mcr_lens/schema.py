@@ -96,7 +96,8 @@ def with_axes(ds: xr.Dataset) -> xr.Dataset:
     Source: this library.
     """
     for name in ds.data_vars:
-        ds[name].attrs["axes"] = " ".join(map(str, ds[name].dims))
+        variable = ds.variables[name]  # `ds[name]` would gather its coordinates, every time
+        variable.attrs["axes"] = " ".join(map(str, variable.dims))
     return ds
 
 

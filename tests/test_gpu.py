@@ -11,7 +11,8 @@ from scipy.linalg import eigvalsh
 
 from mcr_lens import gpu, measure
 from mcr_lens.metrics import matrix_entropy, residuals, residuals_on_gpu, spectrum
-from mcr_lens.metrics.norms import _median, token_norms, top_rows
+from mcr_lens.metrics.medians import median
+from mcr_lens.metrics.norms import token_norms, top_rows
 from mcr_lens.metrics.quadrature import entropies, entropies_on_gpu, spectral_readings
 from mcr_lens.metrics.residuals import residual_summary
 
@@ -107,7 +108,7 @@ def test_medians_are_exact(device, quick, dtype):
     for count in (1, 2, 3, 301):
         x = (torch.randn(3, count, 2, device=device) * 3).to(dtype)
         x[0] = x[0, 0, 0]  # all equal
-        wanted = _median(x.float().abs().flatten(1))
+        wanted = median(x.float().abs().flatten(1))
         torch.testing.assert_close(gpu.median_magnitude(x), wanted, rtol=0, atol=0)
     x[1, 3, 0], x[2, 4, 1] = torch.nan, -torch.inf
     assert gpu.median_magnitude(x).isnan().tolist() == [False, True, False]

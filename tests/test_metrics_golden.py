@@ -20,7 +20,7 @@ from mcr_lens.metrics import (
     spectrum,
     value_drain,
 )
-from mcr_lens.metrics.norms import _median
+from mcr_lens.metrics.medians import median
 
 
 def score(name: str, pattern: torch.Tensor) -> float:
@@ -264,7 +264,7 @@ def test_median_is_numpys(numbers):
     """The mean of the middle two for even counts, ties or not."""
     x = torch.tensor([numbers, numbers[::-1]], dtype=torch.float32)
     wanted = np.median(x.numpy(), axis=1)
-    np.testing.assert_allclose(_median(x).numpy(), wanted, rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(median(x).numpy(), wanted, rtol=1e-6, atol=1e-30)
 
 
 def test_medians_of_metrics():

@@ -128,3 +128,16 @@ def test_user_metrics_of_every_kind(llama, tokens):
     assert set(ds.data_vars) == {"mine", "cut"}
     wanted = measure(llama, tokens, ["sink_score"], progress=False)
     np.testing.assert_array_equal(ds.mine, wanted.sink_score)
+
+
+def test_a_user_metric_sees_one_layer_at_a_time(llama, tokens):
+    """Its rows are the prompts of one layer, as promised, also where it reads no activation itself."""
+    seen = []
+
+    def among_prompts(sink_column: Float[Tensor, "batch head query"]) -> Float[Tensor, "batch head"]:
+        seen.append(tuple(sink_column.shape))
+        return sink_column.mean(-1) - sink_column.mean((0, 2))
+
+    ds = measure(llama, tokens, {"mine": among_prompts}, progress=False)
+    assert seen == [(len(tokens), 4, tokens.shape[1])] * 4
+    np.testing.assert_allclose(ds.mine.mean("prompt"), 0, atol=1e-6)

@@ -1,23 +1,16 @@
 """How large are the rows and the single activations of the residual stream, and who writes them?"""
 
-import math
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
-from mcr_lens.workers import SCRATCH
+from mcr_lens.metrics.medians import median
 
 TOP = 3
 """How many activations, rows and keys a result keeps (as in the figures of arXiv 2402.17762)."""
-
-
-MANY, SAMPLE, PART = 2**15, 2**12, 2**18
-"""From so many numbers on, a median is found by way of a sample of so many, in parts that fit the cache."""
 
 
 class TopRows(NamedTuple):
@@ -41,52 +34,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 def _without(x: Float[Tensor, "batch pos"], position: int) -> Float[Tensor, "batch other"]:
     return torch.cat([x[:, :position], x[:, position + 1 :]], 1)
-
-
-def _median(x: Float[Tensor, "*batch item"]) -> Float[Tensor, "*batch"]:
-    """Median over the last axis, the mean of the middle two for an even count; NaN over nothing."""
-    count = x.shape[-1]
-    if count == 0:
-        return x.new_full(x.shape[:-1], torch.nan)
-    lower = x.median(-1, keepdim=True).values  # torch takes the lower of the two
-    if count % 2:
-        return lower.squeeze(-1)
-    above = torch.where(x > lower, x, torch.full_like(x, torch.inf)).amin(-1, keepdim=True)
-    tied = (x <= lower).sum(-1, keepdim=True) > count // 2
-    return ((lower + torch.where(tied, lower, above)) / 2).squeeze(-1)
-
-
-def median_of(x: np.ndarray) -> np.floating[Any]:
-    """The exact median of many numbers, from those between two that a sample says lie around it.
-
-    Whether they do is counted, not believed; if not, everything is looked through. NaN where there is one.
-    """
-    ranks = np.array([(len(x) - 1) // 2, len(x) // 2])
-    inside, below = x, 0
-    if len(x) > MANY:
-        sample, ends = x[_sampled(len(x))], 2 * math.isqrt(SAMPLE)  # four standard deviations of a rank
-        middle = SAMPLE // 2
-        low, high = np.partition(sample, (middle - ends, middle + ends))[[middle - ends, middle + ends]]
-        parts = []
-        for start in range(0, len(x), PART):
-            part = x[start : start + PART]
-            under, over = (SCRATCH.array(name, part.shape, np.bool_) for name in ("under", "over"))
-            below += np.count_nonzero(np.less(part, low, out=under))
-            np.logical_or(under, np.greater(part, high, out=over), out=over)
-            parts.append(part[np.flatnonzero(np.logical_not(over, out=over))])  # NaN compares with nothing
-        inside = np.concatenate(parts)
-        if below > ranks[0] or ranks[1] >= below + len(inside):
-            inside, below = x, 0
-    if np.isnan(inside).any():
-        return x.dtype.type(np.nan)
-    values = np.partition(inside, ranks - below)[ranks - below]
-    return (values[0] + values[1]) / 2
-
-
-@lru_cache(maxsize=64)
-def _sampled(count: int) -> np.ndarray:
-    """Places of a sample of so many numbers, at random: even steps would meet the same dimensions again."""
-    return np.sort(np.random.default_rng(0).integers(0, count, SAMPLE))
 
 
 def _top(x: Float[Tensor, "*batch item"]) -> tuple[Tensor, Tensor]:
@@ -132,7 +79,7 @@ def largest_activations(resid: Float[Tensor, "batch pos d_model"]) -> Largest:
 @derived
 def activation_median(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
     """Median magnitude |x| over all activations of one residual matrix, in float32 or better."""
-    return _median(_at_least_float32(resid).abs().flatten(1))
+    return median(_at_least_float32(resid).abs().flatten(1))
 
 
 @metric(units="1", source="arXiv 2510.06477, BOS norm")
@@ -161,7 +108,7 @@ def other_norm_median(token_norms: Float[Tensor, "batch pos"], position: int = 0
     >>> other_norm_median(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
     tensor([2.])
     """
-    return _median(_without(token_norms, position))
+    return median(_without(token_norms, position))
 
 
 @metric(units="1", source="arXiv 2510.06477, BOS norm against the other tokens")
@@ -210,7 +157,7 @@ def massive_activation_ratio(
     >>> massive_activation_ratio(torch.tensor([[8.0, 1.0, 2.0, 9.0]]))
     tensor([4.])
     """
-    return token_norms[:, position] / _median(_without(token_norms, position))
+    return token_norms[:, position] / median(_without(token_norms, position))
 
 
 @metric(units="token", source="this library")

@@ -19,9 +19,9 @@ from mcr_lens.metrics.spectral import TOP, TridiagonalForm
 STEP = 0.6
 """Distance of the points: an error of 10⁻¹⁴."""
 
-LOWEST, HIGHEST = -56.0, 34.0
+LOWEST, HIGHEST = -56.0, 16.0
 """For a matrix of trace one: from below the rounding of what a massive BOS leaves over, 10⁻⁸ of all energy
-and less, to where Σ λ is all that is left."""
+and less, to where the rest falls as 1/t and is summed without points."""
 
 TOGETHER = 2**14
 """Numbers in one step of the recursion, so that all of its arrays stay in the cache."""
@@ -146,7 +146,7 @@ def _share(u: np.ndarray, v: np.ndarray, t: np.ndarray, inverse: np.ndarray, out
 
 def _integral(sums: np.ndarray, total: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Entropy of the eigenvalues λ/Σ λ from Σ λ/(λ + t) at all points."""
-    inside = STEP * (t * (sums - total / (1 + t))).sum(1)
-    # Below the lowest point the sum is the number of eigenvalues above it.
-    tail = STEP * t[0] * (sums[:, 0] - total[:, 0]) / np.expm1(STEP)
-    return np.maximum((inside + tail) / total[:, 0] + np.log(total[:, 0]), 0)
+    inside = STEP * t * (sums - total / (1 + t))
+    # Below the lowest point it falls as t, since the sum is the number of eigenvalues above it; then as 1/t.
+    tails = (inside[:, 0] + inside[:, -1]) / np.expm1(STEP)
+    return np.maximum((inside.sum(1) + tails) / total[:, 0] + np.log(total[:, 0]), 0)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mcr_lens import lapack
 from mcr_lens.metrics._registry import joint
-from mcr_lens.metrics.norms import TOP, Largest, TopRows, largest_activations, median_of
-from mcr_lens.metrics.spectral import TridiagonalForm, tridiagonal_form
+from mcr_lens.metrics.medians import median_of
+from mcr_lens.metrics.norms import TOP, Largest, TopRows, largest_activations
+from mcr_lens.metrics.spectral import TridiagonalForm
 from mcr_lens.metrics.theory import SAME_DIRECTION, TIED, Span, Tightest
 from mcr_lens.metrics.tridiagonal import SPECTRA, read, without_numbers
 from mcr_lens.workers import SCRATCH, run_apart
@@ -84,10 +85,7 @@ def joined(
     parts: list[dict[str, Any]], wanted: frozenset[str], device: torch.device | None = None
 ) -> dict[str, Any]:
     """What is wanted of all prompts, on this device."""
-    stacked = {name: _stack([part[name] for part in parts], device) for name in parts[0]}
-    if "tridiagonal_form" in wanted and "tridiagonal_form" not in stacked:
-        stacked["tridiagonal_form"] = tridiagonal_form(stacked["spectrum"], stacked["spectrum_without_bos"])
-    return {name: stacked[name] for name in wanted & stacked.keys()}
+    return {name: _stack([part[name] for part in parts], device) for name in wanted & parts[0].keys()}
 
 
 def _stack(values: Sequence[Any], device: torch.device | None) -> Any:

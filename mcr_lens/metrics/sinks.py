@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mcr_lens.metrics._registry import derived, metric
 from mcr_lens.metrics.attention import mean_over
-from mcr_lens.metrics.norms import _at_least_float32, _median, _top
+from mcr_lens.metrics.medians import median
+from mcr_lens.metrics.norms import _at_least_float32, _top
 
 SOME = 2**19
 """Numbers that are gone through together where several passes over them follow each other."""
@@ -256,7 +257,7 @@ def value_drain(
     """
     norms = einops.rearrange(_at_least_float32(value).norm(dim=-1), "batch pos head -> batch head pos")
     others = torch.cat([norms[..., :position], norms[..., position + 1 :]], -1)
-    return norms[..., position] / _median(others)
+    return norms[..., position] / median(others)
 
 
 @metric(units="1", source="this library (is attending to the sink a no-op?)")
@@ -298,5 +299,7 @@ def _energies(
     heads: Float[Tensor, "batch pos head d_head"], gram: Float[Tensor, "head d_head d_head"]
 ) -> Float[Tensor, "batch head pos"]:
     """‖z_t W_O‖² of every head and token."""
-    by_head = heads.transpose(1, 2).contiguous()
-    return (by_head @ gram.to(by_head.dtype)).mul_(by_head).sum(-1)
+    batch, length, _, _ = heads.shape
+    by_head = heads.flatten(0, 1).transpose(0, 1)  # without a copy: the product takes it as it lies
+    energies = torch.bmm(by_head, gram.to(by_head.dtype)).mul_(by_head).sum(-1)
+    return energies.unflatten(1, (batch, length)).transpose(0, 1)

@@ -9,7 +9,8 @@ from pure import evaluate, random_inputs
 from mcr_lens import get_metric, measure
 from mcr_lens.metrics import residuals, residuals_on_gpu, spectrum, spectrum_without_bos, tridiagonal
 from mcr_lens.metrics._registry import _JOINT, get_derived, list_metrics
-from mcr_lens.metrics.norms import median_of, token_norms, top_rows
+from mcr_lens.metrics.medians import median_of
+from mcr_lens.metrics.norms import token_norms, top_rows
 from mcr_lens.metrics.quadrature import SpectralReadings, entropies, spectral_readings
 from mcr_lens.metrics.residuals import ResidualSummary, residual_summary
 from mcr_lens.metrics.summary import PatternSummary, pattern_summary

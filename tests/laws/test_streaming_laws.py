@@ -9,7 +9,7 @@ from pure import evaluate
 from traces import cached_inputs
 
 import mcr_lens
-from mcr_lens import list_metrics, measure
+from mcr_lens import list_metrics, measure, passes
 
 EVERYTHING = "all"
 
@@ -115,6 +115,21 @@ def test_measuring_twice_gives_the_same_bits(any_model, prompts):
     """Nothing is random, and the first run leaves nothing behind that the second would see."""
     first = measure(any_model, prompts, EVERYTHING, progress=False)
     same(measure(any_model, prompts, EVERYTHING, progress=False), first)
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma3", "gpt_oss"])
+def test_how_much_may_wait_changes_nothing(monkeypatch, prompts, family):
+    """Small steps run for all layers together, or for each as soon as it is through, with windows or not."""
+    model = bridge(family)
+    together = measure(model, prompts, EVERYTHING, progress=False)
+    settled, settle = [], passes.Site.settle_together
+    monkeypatch.setattr(
+        passes.Site, "settle_together", lambda sites: settled.append(len(sites)) or settle(sites)
+    )
+    for held in (0, 5000):
+        monkeypatch.setattr(passes, "HELD", held)
+        same(measure(model, prompts, EVERYTHING, progress=False), together)
+    assert settled.count(1) >= model.cfg.n_layers
 
 
 def test_one_metric_alone_is_the_same_as_among_all(llama, tokens):
