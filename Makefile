@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/newest.txt
 OUT ?= mcr-lens-demo
-SELECT ?=
+SELECT ?= not slow
 MINUTES ?= 30
 SEED ?=
 NOTEBOOKS ?= notebooks
@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 QUIETLY = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test lint docs api dist mutants bench audit hashes clean fuzz
+.PHONY: demo test test-all lint docs api dist mutants bench audit hashes clean fuzz
 
 demo: $(VENV)/.demo
 	$(BIN)/mcr-lens demo --out $(OUT)
@@ -23,6 +23,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(QUIETLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(SELECT)"
 	$(QUIETLY) $(BIN)/python -m pytest -q --nbmake -n 2 $(NOTEBOOKS)
+
+# Repetition too: more seeds, families and sizes, simulations, trainings, killed sweeps. An hour on two cores.
+test-all:
+	$(MAKE) test SELECT=
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ The page of the API says the same to readers. Each is made once, and only for an
 import re
 from importlib.util import find_spec
 
+import jaxtyping
 import pytest
 from _pytest.doctest import DoctestItem
 
@@ -40,6 +41,26 @@ def example_ds(example_model, example_prompts):
     import mcr_lens
 
     return mcr_lens.measure(example_model, example_prompts, progress=False)
+
+
+CHECKED = ("laws", "test_reference.py", "test_metrics_golden.py", "test_families.py", "test_gpu.py")
+"""Where shapes and types are checked at every call, as they are in all examples of docstrings."""
+
+WANTED = not jaxtyping.config.jaxtyping_disable  # JAXTYPING_DISABLE=1 leaves them out everywhere
+
+# Elsewhere as for users, who have no type checker at their calls: it must not answer in the library's place.
+# It is a quarter of the time, too.
+jaxtyping.config.update("jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def shapes_and_types(request):
+    """Checked or not, as `CHECKED` says."""
+    path = request.path
+    chosen = isinstance(request.node, DoctestItem) or {path.name, path.parent.name} & set(CHECKED)
+    jaxtyping.config.update("jaxtyping_disable", not (chosen and WANTED))
+    yield
+    jaxtyping.config.update("jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True)

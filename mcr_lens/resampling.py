@@ -107,7 +107,9 @@ def bootstrap(
     if n < 2:
         return Interval(value, math.nan, math.nan, level, n)
     draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    drawn = np.array([_number(function(*(a[rows] for a in given))) for rows in draws])
+    # Of few prompts most draws hold the same ones, in another order: each is asked about once.
+    distinct, which = np.unique(np.sort(draws, axis=1), axis=0, return_inverse=True)
+    drawn = np.array([_number(function(*(a[rows] for a in given))) for rows in distinct])[which.ravel()]
     undefined = float(np.isnan(drawn).mean())
     if math.isnan(value) or undefined > (1 - level) / 2:
         return Interval(value, math.nan, math.nan, level, n, undefined)

@@ -1,12 +1,10 @@
 """Tiny random models, made in memory: nothing here touches a network."""
 
 import os
-from contextlib import contextmanager, nullcontext
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-import jaxtyping
 import pytest
 import torch
 
@@ -19,30 +17,6 @@ if not torch.cuda.is_available():  # kernels are then interpreted, which Triton 
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def as_for_users():
-    """Users have no type checker at their calls, so it must not answer in the library's place."""
-    with _unchecked():
-        yield
-
-
-@contextmanager
-def _unchecked():
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@pytest.fixture(autouse=True)
-def repetition_is_not_checked(request):
-    """Checks of shapes and types are a third of the time; what is `slow` repeats what ran with them."""
-    with _unchecked() if request.node.get_closest_marker("slow") else nullcontext():
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +34,31 @@ LONGEST = (
 """Files that take longest, longest first (`pytest --durations=0`)."""
 
 
+CORE = {"gpt2", "neox", "llama3", "gemma3", "gpt_oss", "bert"}
+"""Families that differ most: norms, grouped heads, windows, sink logits, experts, an encoder."""
+
+OF_EVERY_FAMILY = ("test_reference.py", "test_families.py", "test_inspection.py", "test_hugging_face.py")
+"""Files that ask every family whenever tests run; elsewhere, families beside the core are `slow`."""
+
+
 @pytest.hookimpl(trylast=True)  # pytest has an order of its own, by fixtures
 def pytest_collection_modifyitems(items):
     """A file is one process's: the longest begin, or one process would wait for the other at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    """What repeats a law in one more family is left to `make test-all`."""
+    given = getattr(item, "callspec", None)
+    if given is None or item.path.name in OF_EVERY_FAMILY:
+        return
+    from models import FAMILIES
+
+    named = {value for value in given.params.values() if isinstance(value, str)} & set(FAMILIES)
+    if named and not named & CORE:
+        item.add_marker(pytest.mark.slow)
 
 
 # Nothing of mcr_lens is imported before jaxtyping has put its checks in place, which older versions refuse:

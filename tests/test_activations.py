@@ -97,7 +97,6 @@ def test_recording_leaves_no_trace(llama, tokens):
     assert hook_census(llama) == before and torch.equal(llama(tokens), clean)
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("site", "options", "message"),
     [

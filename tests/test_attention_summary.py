@@ -192,7 +192,7 @@ def test_inputs_are_left_alone_and_no_graph_is_kept():
         ({"sink_logits": torch.zeros(3)}, "pass one for each of 4 heads"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, words, as_for_users):
+def test_what_does_not_fit_is_refused(changes, words):
     given = {"query": torch.zeros(1, 4, 5, 4), "key": torch.zeros(1, 2, 5, 4), "scale": 1.0, **changes}
     with pytest.raises(ValueError, match=words):
         summarize(given.pop("query"), given.pop("key"), **given)

@@ -220,7 +220,6 @@ def test_edits_in_words():
     assert edits_text([]) == ""
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize("draw", [attention_page, fragments])
 def test_refusals(draw):
     ds = closeup()

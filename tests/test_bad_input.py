@@ -12,8 +12,6 @@ from torch import Tensor
 import mcr_lens
 from mcr_lens import get_metric, load_model, measure, observe
 
-pytestmark = pytest.mark.usefixtures("as_for_users")
-
 
 @pytest.mark.parametrize("group", ["spectral", "norms", "attention", "sinks", "loss"])
 def test_every_group_in_the_documentation_exists(llama, group):

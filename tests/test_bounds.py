@@ -351,7 +351,7 @@ def test_tampered_results_are_found():
         assert not bound_violations(fresh.assign({name: fresh[name] * factor})).empty, name
 
 
-def test_what_is_refused(as_for_users):
+def test_what_is_refused():
     """In words: what is missing, what is too much, what is no number."""
     ds = measured(np.random.default_rng(9).standard_normal((2, 6, 5)))
     with pytest.raises(ResultSchemaError, match="has no bos_energy; measure again with metrics that include"):

@@ -36,8 +36,6 @@ WINOGRANDE = {
     "answer": "2",
 }
 
-pytestmark = pytest.mark.usefixtures("as_for_users")
-
 
 def test_styles():
     """Contexts, continuations, the right one, and the characters to divide by, written out for each style."""

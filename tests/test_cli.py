@@ -262,7 +262,7 @@ def planted():
 
 
 @pytest.fixture
-def finds(monkeypatch, planted, as_for_users):
+def finds(monkeypatch, planted):
     monkeypatch.setattr(mcr_lens, "load_model", lambda name, **options: planted)
 
 

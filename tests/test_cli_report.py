@@ -29,6 +29,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_is_written_anew_without_the_model(folder, tmp_path):
     out, err = run("report", folder / RESULT, "--out", tmp_path / "a" / "b")
     again = tmp_path / "a" / "b" / "report.html"
@@ -39,6 +40,7 @@ def test_the_page_is_written_anew_without_the_model(folder, tmp_path):
     assert 'id="token-norms"' in text and "attention-view" in text
 
 
+@pytest.mark.slow
 def test_a_result_alone_is_told_alone(folder, tmp_path):
     lone = tmp_path / "lone"
     lone.mkdir()

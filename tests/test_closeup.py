@@ -229,7 +229,6 @@ def test_leaves_no_trace(llama, tokens):
     assert hook_census(llama) == before and torch.equal(llama(tokens), clean)
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -261,7 +260,6 @@ def test_refusals(llama, prompt, options, message):
     assert "\n" not in str(seen.value)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_what_is_no_model(prompt):
     with pytest.raises(TypeError, match="expected a TransformerLens model, got LlamaForCausalLM"):
         close_up(hugging_face("llama"), prompt)
@@ -355,7 +353,6 @@ def test_warnings_point_to_who_called(tmp_path):
     assert done.stdout.strip() == "('PromptWarning', True, 8) ('PromptWarning', True, 9)"
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

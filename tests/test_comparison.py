@@ -233,7 +233,6 @@ def test_an_encoder_has_no_loss(tokens):
         assert (ds.kl_divergence.sel(condition="cut") > 0).all()
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
@@ -319,7 +318,6 @@ def test_more_of_the_write_is_more_of_the_massive_activation(demo):
     assert kl[-1] == 0 and kl[0] > 1 and kl[0] > kl[2] > kl[-1]
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -128,7 +128,7 @@ def test_a_score_that_never_varies_or_is_missing_has_no_correlation():
         (lambda ds: dormant_heads(ds, top=0), "top=0: pass how many prompts to name"),
     ],
 )
-def test_refusals(call, message, as_for_users):
+def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call(result())
     with pytest.raises(ResultSchemaError, match="no sink_score"):

@@ -28,6 +28,8 @@ from mcr_lens import (
 )
 from mcr_lens.findings import find_sinks
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def demo():
@@ -95,7 +97,6 @@ def test_no_room_no_control(cut, ds, missing):
     assert set(matched_controls(cut, ds)) == every - missing
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
@@ -207,7 +208,6 @@ def test_what_induction_writes(llama, prompts):
     assert made == {"clean": [], "cut": [cut], "moved": [cut, put], "added": [put]}
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -133,7 +133,7 @@ def test_the_result_is_labelled(llama, prompts):
         ({"position": 7}, "position=7, but the shortest prompt has 5 tokens"),
     ],
 )
-def test_nonsense_is_refused(llama, as_for_users, prompts, options, message):
+def test_nonsense_is_refused(llama, prompts, options, message):
     """In one sentence."""
     with pytest.raises(ValueError, match=message):
         norm_sources(llama, prompts, **options, **QUIET)

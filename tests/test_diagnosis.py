@@ -20,7 +20,7 @@ from mcr_lens.measurement import PromptWarning
 from mcr_lens.summaries import ShortPromptWarning
 from mcr_lens.testing import planted_model, planted_prompts
 
-pytestmark = pytest.mark.usefixtures("as_for_users")
+pytestmark = pytest.mark.once
 
 NAMES = [
     "massive_activation", "one_row", "written_by_mlp", "valley", "valley_from_bos",
@@ -90,6 +90,7 @@ def test_the_demo_is_told_in_words(demo):
     assert str(demo).splitlines()[0] == demo.summary and len(str(demo).splitlines()) == 1 + 2 * len(NAMES)
 
 
+@pytest.mark.slow
 def test_claims_come_in_the_order_of_the_argument(found):
     assert [claim.name for claim in found.claims] == NAMES and len(JUDGES) == len(NAMES)
     assert found["sinks"].name == "sinks"

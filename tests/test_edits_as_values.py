@@ -125,7 +125,6 @@ def test_vectors_may_come_as_anything(as_given):
 @pytest.mark.parametrize(
     "given", [[5, 6, 7], np.array([5, 6, 7]), torch.tensor([5, 6, 7]), [[5, 6, 7]], torch.tensor([[5, 6, 7]])]
 )
-@pytest.mark.usefixtures("as_for_users")
 def test_reference_prompts_may_come_as_anything(given):
     """A row of ids, or rows of them, as `measure` takes them."""
     assert mean_ablation("mlp_out", layers=0, prompts=given) == mean_ablation(
@@ -136,7 +135,6 @@ def test_reference_prompts_may_come_as_anything(given):
     )
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_numpy_numbers_are_numbers():
     """What numpy counts and measures is taken at its value."""
     assert zero_bos_mlp(np.int64(1)) == zero_bos_mlp(1) == zero_bos_mlp(np.array([1]))
@@ -182,7 +180,6 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(("constructor", "changes", "message"), REFUSED)
 def test_nonsense_is_refused_when_made(constructor, changes, message):
     """Before any model is there, in one sentence."""

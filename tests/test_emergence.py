@@ -17,6 +17,8 @@ from mcr_lens import ResultSchemaError, emergence, emergence_steps, join_steps, 
 from mcr_lens.checkpoints import METRICS, PYTHIA_REVISIONS, find_checkpoints
 from mcr_lens.growth import EVENTS, emergence_table, first_to_stay, in_sentences
 
+pytestmark = pytest.mark.once
+
 PROMPTS = ["The river runs to the sea.", "A cat sat on the mat all day.", "One two three four five."]
 
 
@@ -75,7 +77,7 @@ def test_maps_and_revisions():
         ("no/such", ["step1", "a1"], ValueError, "training step 1 is there twice"),
     ],
 )
-def test_refused_sources(given, revisions, error, message, as_for_users):
+def test_refused_sources(given, revisions, error, message):
     with pytest.raises(error, match=message):
         emergence(given, PROMPTS, revisions=revisions)
 

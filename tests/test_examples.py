@@ -39,6 +39,7 @@ def test_ablate_bos(demo, capsys):
     assert "The MLP of block 0, at BOS" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_make_figures(demo, tmp_path, monkeypatch):
     """A page for every figure there is; plotly.js once, beside them."""
     module = script("make_figures")

@@ -355,7 +355,7 @@ def test_the_model_is_left_as_it_was(demo):
     assert torch.equal(logits(), before) and hook_census(demo) == hooks
 
 
-def test_refusals(demo, monkeypatch, as_for_users):
+def test_refusals(demo, monkeypatch):
     with pytest.raises(TypeError, match="prompt must be text to begin with, got list"):
         explore(demo, [1, 2])
     with pytest.raises(TypeError, match="expected a TransformerLens model, got str"):

@@ -170,7 +170,6 @@ def test_few_queries_are_told():
         find_sinks(quiet(sink_queries=put(1, 2, 9)))
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_bad_input():
     """Missing variables and senseless cut-offs are refused in words."""
     for call in (find_massive, find_sinks, phenomena, entropy_valley):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from doc_pages import RUN, blocks
 
-QUICK = {"concepts", "comparison", "api", "own_loop", "own_metric"}
-"""Pages that take a few seconds; the others run on the newest versions alone in CI."""
+LONG = {"figures", "readouts", "cluster", "training", "big_models", "own_model"}
+"""Pages that take longest to follow: only `make test-all` does."""
 
 
 def run_bash(code: str, folder: Path) -> None:
@@ -25,12 +25,12 @@ def run_bash(code: str, folder: Path) -> None:
 
 
 pages = [
-    pytest.param(page, id=page.stem, marks=[] if page.stem in QUICK else [pytest.mark.slow]) for page in RUN
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else []) for page in RUN
 ]
 
 
 @pytest.mark.parametrize("page", pages)
-def test_it_can_be_followed(page, tmp_path, monkeypatch, as_for_users):
+def test_it_can_be_followed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "__main__"}
     ran = 0

@@ -333,7 +333,6 @@ def test_hooked_encoder_is_refused():
         inspect_model(model)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_not_a_model():
     """The same refusal as everywhere."""
     with pytest.raises(TypeError, match=r"got LlamaForCausalLM; wrap it with mcr_lens.load_model"):

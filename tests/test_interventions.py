@@ -29,7 +29,6 @@ def test_layer_that_does_not_exist(llama, tokens):
     assert hook_census(llama) == before
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_edit_needs_a_model():
     """Not a TransformerLens model."""
     with pytest.raises(TypeError, match="expected a TransformerLens model"):

@@ -177,7 +177,7 @@ def test_bad_rows_are_named(tmp_path, name, text, message):
         read_labelled(write(tmp_path / name, text))
 
 
-def test_other_refusals(tmp_path, as_for_users):
+def test_other_refusals(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.tsv is not a file"):
         read_labelled(tmp_path / "nothing.tsv")
     with pytest.raises(TypeError, match="the source came as NoneType; pass a file, or the name of a dataset"):

@@ -162,7 +162,7 @@ def test_an_edit_changes_later_depths_only():
     assert (clean.cross_entropy[2:] != cut.cross_entropy[2:]).all()
 
 
-def test_one_intervention_needs_no_list(as_for_users):
+def test_one_intervention_needs_no_list():
     model, given, cut = bridge("llama"), rows(8, 9), mcr.zero_bos_mlp(1)
     one = mcr.logit_lens(model, given, interventions=cut, progress=False)
     np.testing.assert_array_equal(

@@ -316,7 +316,6 @@ def test_scikit_learn_is_asked_for_in_words(llama, planted, monkeypatch):
         probe(llama, *planted)
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

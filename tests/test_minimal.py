@@ -124,7 +124,7 @@ def test_another_position_and_prompts_that_are_read_once():
         ({"site": "resid"}, "site='resid': pass one of mlp_out, attn_out"),
     ],
 )
-def test_nonsense_is_refused(llama, as_for_users, options, message):
+def test_nonsense_is_refused(llama, options, message):
     """Before any run."""
     with pytest.raises(ValueError, match=message):
         minimal_ablation(llama, PROMPTS, **options, **QUIET)

@@ -11,6 +11,8 @@ import mcr_lens
 from mcr_lens import ResultSchemaError, load_moments, measure, merge, merge_moments, moments, read_moments
 from mcr_lens.conditions import join_conditions
 
+pytestmark = pytest.mark.once
+
 
 def many(n: int, seed: int = 0, *, offset: float = 0.0, holes: float = 0.0) -> xr.Dataset:
     """A handmade result of n prompts, moved far from zero, some cells undefined."""
@@ -43,6 +45,7 @@ def test_parts_equal_everything(offset, cuts):
     assert parts.attrs == whole.attrs and parts.n_prompts == 40
 
 
+@pytest.mark.slow
 def test_against_numpy():
     """Every statistic is the textbook one, over what is not NaN."""
     ds = many(30, holes=0.3)
@@ -122,7 +125,6 @@ def test_of_what_is_measured(tmp_path, llama, prompts):
     xr.testing.assert_allclose(halves, found, rtol=1e-12)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_refusals(tmp_path):
     """Parts of two things, results instead of moments, a lost label, another statistic."""
     one = moments(many(3))

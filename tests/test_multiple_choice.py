@@ -257,7 +257,6 @@ def test_results(llama_reads, tmp_path):
     assert [a.text for a in drawn.layout.annotations if "likeliest" in (a.text or "")]
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_refusals(llama_reads, words):
     """Everything is refused before the model runs, in one sentence."""
     with pytest.raises(ValueError, match="question 0, choice 1: 'x' has no tokens of its own behind 'a'"):

@@ -124,7 +124,7 @@ def test_the_result_is_labelled(llama, prompts):
         (1, {"top": 0}, "top=0: pass how many neurons to list, 1 or more"),
     ],
 )
-def test_nonsense_is_refused(llama, as_for_users, prompts, layer, options, message):
+def test_nonsense_is_refused(llama, prompts, layer, options, message):
     """In one sentence."""
     with pytest.raises(ValueError, match=message):
         writing_neurons(llama, prompts, layer, **options, **QUIET)

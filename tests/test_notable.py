@@ -81,7 +81,6 @@ def test_plain_numbers():
     assert found == [(4, 0), (4, 1)] and all(type(n) is int for pair in found for n in pair)
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize("count", [0, -1, 1.0, True, None])
 def test_a_count_that_is_none(count):
     with pytest.raises(ValueError, match=rf"count={count}: pass how many heads of each kind, a positive"):

@@ -14,6 +14,8 @@ from mcr_lens import ResultSchemaError, load_model, measure, sink_rate
 from mcr_lens.nulls import null_share, other_positions, random_weights
 from mcr_lens.testing import planted_model, planted_prompts
 
+pytestmark = pytest.mark.once
+
 QUIET = {"progress": False}
 NAMES = ["massive_activation_ratio", "sink_score", "mlp_bos_norm"]
 
@@ -147,13 +149,13 @@ def test_a_null_that_does_not_fit_is_refused():
         (random_weights, {"seeds": (0, -1)}, "seed=-1: pass a whole number from 0"),
     ],
 )
-def test_nonsense_is_refused(llama, as_for_users, prompts, function, options, message):
+def test_nonsense_is_refused(llama, prompts, function, options, message):
     """In one sentence, before any run."""
     with pytest.raises((ValueError, KeyError), match=message):
         function(llama, prompts, **options, **QUIET)
 
 
-def test_models_and_prompts_without_a_null_are_refused(as_for_users):
+def test_models_and_prompts_without_a_null_are_refused():
     """No other token, dropout, no model."""
     model = bridge("gpt2")
     with pytest.raises(ValueError, match=r"prompt 1 has 1 tokens: .*no other one to hold it against"):

@@ -1,6 +1,5 @@
 """Does a model whose phases are known by construction show them, and only them?"""
 
-import jaxtyping
 import pytest
 
 import mcr_lens as mcr
@@ -18,17 +17,13 @@ DEPTHS = 7
 def measured(request):
     """Every mechanism in one family, two seeds each."""
     found = []
-    jaxtyping.config.update("jaxtyping_disable", True)  # half of the time, and other tests check it
-    try:
-        for mechanism in MECHANISMS:
-            for seed in range(2):
-                planted = planted_model(mechanism, request.param, seed=seed)
-                model = mcr.load_model(planted.model, verbose=False)
-                prompts = planted_prompts(3, seed=100 + seed)
-                ds = mcr.measure(model, prompts, METRICS, progress=False)
-                found.append((mechanism, planted.truth, ds))
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    for mechanism in MECHANISMS:
+        for seed in range(2):
+            planted = planted_model(mechanism, request.param, seed=seed)
+            model = mcr.load_model(planted.model, verbose=False)
+            prompts = planted_prompts(3, seed=100 + seed)
+            ds = mcr.measure(model, prompts, METRICS, progress=False)
+            found.append((mechanism, planted.truth, ds))
     return found
 
 

@@ -1,10 +1,8 @@
 """Models whose answer is known: is it in the weights as it was asked for, and does the library find it?"""
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import jaxtyping
 import pytest
 import torch
 import transformers
@@ -25,8 +23,12 @@ from mcr_lens.testing.planted import (
     truth_of,
 )
 
+pytestmark = pytest.mark.once
+
 FAMILIES = ("gpt2", "neox", "llama3")
 SEEDS = range(10)
+QUICK = ("nothing", "massive", "two_massive")
+"""What one family is asked for whenever tests run; `make test-all` asks the others too."""
 NAMES = [
     "top_norm", "top_norm_token", "other_norm_median", "matrix_entropy", "frobenius_norm", "top_sink_score",
     "top_sink_token",
@@ -82,16 +84,6 @@ def numbers(model, tokens: torch.Tensor) -> Numbers:
     )
 
 
-@contextmanager
-def unchecked():
-    """Half of the time would go into type checks of calls that other tests make as well."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def library(model, prompts, *interventions):
     return measure(model, prompts, NAMES, progress=False, interventions=interventions)
 
@@ -109,7 +101,7 @@ class Case:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((m, f), marks=[] if f == "llama3" else pytest.mark.slow, id=f"{m}-{f}")
+        pytest.param((m, f), marks=[] if f == "llama3" and m in QUICK else pytest.mark.slow, id=f"{m}-{f}")
         for m in MECHANISMS
         for f in FAMILIES
     ],
@@ -117,13 +109,12 @@ class Case:
 def cases(request):
     """One mechanism in one family, ten times, each on three prompts of 16 to 48 tokens."""
     made = []
-    with unchecked():
-        for seed in SEEDS if request.param[0] != "nothing" else SEEDS[:3]:
-            planted = planted_model(*request.param, seed=seed)
-            prompts = planted_prompts(3, seed=100 + seed)
-            seen = [numbers(planted.model, row) for row in prompts]
-            ds = library(load_model(planted.model, verbose=False), prompts)  # wraps in place: last
-            made.append(Case(seed, planted, seen, phenomena(ds), find_massive(ds), find_sinks(ds)))
+    for seed in SEEDS if request.param[0] != "nothing" else SEEDS[:3]:
+        planted = planted_model(*request.param, seed=seed)
+        prompts = planted_prompts(3, seed=100 + seed)
+        seen = [numbers(planted.model, row) for row in prompts]
+        ds = library(load_model(planted.model, verbose=False), prompts)  # wraps in place: last
+        made.append(Case(seed, planted, seen, phenomena(ds), find_massive(ds), find_sinks(ds)))
     return made
 
 
@@ -229,10 +220,9 @@ def family(request):
 
 def before_and_after(family, plants, *cuts):
     """What is found in one planted model, and what with each of the cuts."""
-    with unchecked():
-        prompts = planted_prompts(3, seed=7)
-        model = load_model(plant(family, *plants, seed=3), verbose=False)
-        return [library(model, prompts, *cut) for cut in ((), *((c,) for c in cuts))]
+    prompts = planted_prompts(3, seed=7)
+    model = load_model(plant(family, *plants, seed=3), verbose=False)
+    return [library(model, prompts, *cut) for cut in ((), *((c,) for c in cuts))]
 
 
 def test_cutting_the_write_removes_spike_valley_and_sinks(family):
@@ -343,7 +333,6 @@ def test_prompts_begin_with_bos_and_hold_one_delimiter():
         assert (row == DELIMITER).sum() == 1 and len(row) // 4 <= (row == DELIMITER).nonzero() < len(row) // 2
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     "plants, message",
     [
@@ -367,7 +356,6 @@ def test_plants_that_do_not_fit_are_refused(plants, message):
         plant("gpt2", *plants)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(KeyError, match="family 'bloom' cannot be planted: pass one of gpt2, neox"):
         plant("bloom")

@@ -207,7 +207,7 @@ def test_hostile_names_are_text():
         (readouts(prompts=6).isel(prompt=[]), ValueError, "holds no prompts"),
     ],
 )  # fmt: skip
-def test_refused_results(as_for_users, given, error, message):
+def test_refused_results(given, error, message):
     with pytest.raises(error, match=message):
         plot_readouts(given)
 

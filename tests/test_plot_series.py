@@ -100,7 +100,7 @@ def test_no_phases_where_there_are_none_or_nobody_asks():
         plot_profile(fake_result(32), phases=detect_phases(fake_result(8)))
 
 
-def test_refusals(as_for_users):
+def test_refusals():
     with pytest.raises(ValueError, match="results: got an empty list; pass at least one result"):
         plot_profile([])
     with pytest.raises(ValueError, match=r"results: got an empty map; pass a map such as"):

@@ -182,7 +182,7 @@ def test_tokens_that_cannot_be_seen_are_seen(token, shown):
 
 
 @pytest.mark.parametrize("plot", [plot_token_norms, plot_pattern])
-def test_refusals(as_for_users, plot):
+def test_refusals(plot):
     with pytest.raises(
         ResultSchemaError, match=r"expected a close-up, got this Dataset; pass what mcr_lens\.close_up"
     ):
@@ -193,7 +193,7 @@ def test_refusals(as_for_users, plot):
         plot(close(), condition="other")
 
 
-def test_patterns_and_heads_that_are_not_there(as_for_users):
+def test_patterns_and_heads_that_are_not_there():
     with pytest.raises(
         ResultSchemaError, match=r"no pattern; call mcr_lens.close_up with heads=\[\(layer, head\)"
     ):

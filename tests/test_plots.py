@@ -105,7 +105,7 @@ def test_blocks_stand_between_the_depths_they_connect(n_layers):
         np.testing.assert_allclose(sinks.x, (np.arange(n_layers) + 0.5) * scale)
 
 
-@pytest.mark.parametrize("n_layers", [1, 5, 8, 32, 80, 126, 700])
+@pytest.mark.parametrize("n_layers", [1, 5, 8, 32, 80, 126, pytest.param(700, marks=pytest.mark.slow)])
 def test_few_enough_ticks_for_a_telephone(n_layers):
     axis = plot_profile(fake_result(n_layers), "bos_norm").layout.xaxis
     assert 1 <= n_layers / axis.dtick <= 10

@@ -93,14 +93,12 @@ def test_tokens_by_text():
         (slice(0.5, None), "a slice counts from 0"),
     ],
 )
-@pytest.mark.usefixtures("as_for_users")
 def test_nonsense_is_refused(positions, message):
     """When the edit is made, before any model is there."""
     with pytest.raises(ValueError, match=message):
         zero_ablation("mlp_out", layers=1, positions=positions)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_at_tokens_needs_tokens():
     """No token, an empty one, or something else."""
     for nothing in ((), ("",), (1.5,), (True,)):

@@ -108,7 +108,6 @@ def test_datasets_is_asked_for_in_words(monkeypatch):
         list(DatasetPrompts("any"))
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_texts():
     """A list, or a function called anew; what is no text is named."""
     assert list(TextPrompts(["a", "b"])) == ["a", "b"]

@@ -124,7 +124,6 @@ def test_broken_rows_are_named(llama, tokens):
             weight[1] = kept
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -164,7 +164,6 @@ def test_load_refuses(tmp_path):
         load(other)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_validate_refuses():
     """Not a Dataset at all."""
     with pytest.raises(ResultSchemaError, match=r"expected a Dataset from mcr_lens\.measure, got DataArray"):

@@ -291,7 +291,7 @@ def test_what_cannot_be_served_is_refused_in_words(kind, config, words):
         (lambda: serve(llama()).hooks([], [("x", print)]).__enter__(), ValueError, "forward hooks only"),
     ],
 )
-def test_refusals(call, error, words, as_for_users):
+def test_refusals(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

@@ -119,7 +119,6 @@ def test_layout(found):
 # -- what is said --
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,7 +146,6 @@ def test_refusals(llama, options, message, monkeypatch):
         probe(llama, **options)
 
 
-@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize("pairs", [None, "ab", {"a": "b"}])
 def test_pairs_are_a_list(llama, pairs):
     with pytest.raises(

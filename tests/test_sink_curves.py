@@ -150,7 +150,6 @@ def test_uniform_score_of_a_measured_model(llama, prompts):
     assert (sink_area(ds, above_uniform=True) < 0.2).all()  # random weights look about evenly
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_sink_curves_refuse():
     """Other variables, thresholds outside 0..1, no result, several conditions, no prompts."""
     ds = scores()

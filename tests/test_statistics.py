@@ -228,7 +228,6 @@ def test_float32_and_whole_numbers():
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, -0.5, float("nan"), True])
-@pytest.mark.usefixtures("as_for_users")
 def test_level_is_a_share(level):
     """Everywhere, in the same words."""
     words = r"level=.*: the coverage of an interval lies between 0 and 1, such as 0\.95"
@@ -243,14 +242,12 @@ def test_level_is_a_share(level):
 
 
 @pytest.mark.parametrize("resamples", [0, 99, -5, 1e3, True])
-@pytest.mark.usefixtures("as_for_users")
 def test_resamples_are_enough(resamples):
     """Whole, and a hundred at least."""
     with pytest.raises(ValueError, match=r"resamples=.*: pass a whole number of at least 100, such as 2000"):
         confidence_interval(sample(), resamples=resamples)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_interval_refuses():
     """What is not one variable of numbers with prompts."""
     with pytest.raises(TypeError, match=r"values is a Dataset; pass one variable, such as ds\.bos_norm"):
@@ -311,7 +308,6 @@ def test_difference_is_labelled():
     assert paired_difference(a, a)["mean"].units == "1"
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_difference_refuses():
     """Other prompts, other axes, other units."""
     hashes = np.array([f"h{i}" for i in range(24)])
@@ -441,7 +437,6 @@ def test_bootstrap_survives_infinity():
     assert found.low > 0 and found.high == np.inf
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_bootstrap_refuses():
     """No arrays, no prompts, uneven prompts, not a number."""
     with pytest.raises(ValueError, match="bootstrap needs arrays whose first axis is the prompts; pass one"):
@@ -625,7 +620,6 @@ def test_correlations_of_models_can_be_joined_and_saved(tmp_path):
     assert xr.load_dataset(tmp_path / "r.nc", engine="h5netcdf").reason.values.tolist() == [""] * 3
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_correlation_refuses():
     """Not a result, a missing variable, several conditions, no prompts, missing depths."""
     with pytest.raises(ResultSchemaError, match=r"expected a Dataset from mcr_lens\.measure, got list"):

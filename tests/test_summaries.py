@@ -54,7 +54,6 @@ def test_sink_rate_of_unmeasured_heads_is_nan():
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, 30, float("nan")])
-@pytest.mark.usefixtures("as_for_users")
 def test_threshold_is_a_share(threshold):
     """A percentage is refused."""
     for rate in (mcr.sink_rate, mcr.colsum_rate):
@@ -73,7 +72,6 @@ def test_short_prompts_warn():
         mcr.sink_rate(scores(n_tokens=(20, 9)), 0.4)
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_colsum_rate():
     """Any key: the largest mean attention, or the concentration."""
     ds = result({"strongest_sink_score": SCORES, "colsum_concentration": 0.3})
@@ -111,7 +109,6 @@ def test_normalized_entropy_of_one_token(by):
     assert entropy[0].isnull().all() and (entropy[1] > 0).all()
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_normalized_entropy_refuses():
     """An unknown normalisation, and an entropy that was not measured."""
     with pytest.raises(ValueError, match=r"by='bits': pass 'rank' .*'tokens' .*or 'width'"):

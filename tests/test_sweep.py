@@ -181,6 +181,7 @@ def test_a_changed_plan_uses_nothing_old(given, key):
     assert go(given).table.reused.tolist() == [3]
 
 
+@pytest.mark.slow
 def test_other_weights_use_nothing_old(given):
     """A model of the same name whose weights or tokenizer differ is another model."""
     go(given)
@@ -219,7 +220,6 @@ def test_models_by_function(given, tiny):
         go(given | {"models": [{"name": "c", "model": lambda: 3}]})
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_a_model_as_it_is_served(given, tmp_path):
     """Another door to the same weights: another part, measured as `serve` gives it."""
     folder = tmp_path / "ckpt"
@@ -317,6 +317,7 @@ def test_a_folder_that_cannot_be_written(given, tmp_path):
         go(given)
 
 
+@pytest.mark.slow
 def test_names_stay_in_the_folder(given, tiny, tmp_path):
     """Whatever models and prompts are called, their files lie under out, each its own."""
     names = ["../../up", "/root/x", "..", "a/b", "a--b", "A", "a", "ü", "x" * 300, ".hidden", "c:d\\e"]

@@ -98,6 +98,7 @@ def test_no_plan(tmp_path):
     assert err == f"error: {tmp_path / 'no.toml'} is not a file; name a plan file such as sweep.toml\n"
 
 
+@pytest.mark.slow
 @pytest.mark.demo
 def test_the_example(tmp_path):
     """The plan that comes with the package runs as it is."""

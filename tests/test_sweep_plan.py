@@ -12,8 +12,6 @@ from mcr_lens.sweep_plan import read_plan
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sweep_plan.toml"
 
-pytestmark = pytest.mark.usefixtures("as_for_users")
-
 MADE = [
     mcr.zero_ablation("mlp_out", layers=[0, 2], positions=None),
     mcr.zero_ablation("z", layers=1, positions=[0, 3], heads=[1]),

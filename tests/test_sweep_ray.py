@@ -14,7 +14,7 @@ from mcr_lens.sweep_store import CHECKSUM, SweepError
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mcr-lens[ray]'")
 from mcr_lens import sweep_ray  # noqa: E402
 
-pytestmark = [pytest.mark.demo, pytest.mark.slow]
+pytestmark = [pytest.mark.demo, pytest.mark.once]
 
 PLAN = {
     "metrics": ["norms", "sink_score", "matrix_entropy"], "chunk": 3,
@@ -86,6 +86,7 @@ def dying_over(part: int, *, once: bool):
     return Dying
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(cluster, tmp_path):
     """Its part is measured by another; nothing is lost or made twice, and Ray still runs afterwards."""
     found = list(engine(dying_over(2, once=True)).run([iter(tasks(tmp_path, 6))]))
@@ -94,6 +95,7 @@ def test_a_worker_that_dies_is_replaced(cluster, tmp_path):
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_part_that_kills_every_worker_is_given_up(cluster, tmp_path):
     """After three deaths the part is told as failed, and the others are made."""
     workers = engine(dying_over(1, once=False))
@@ -102,6 +104,7 @@ def test_a_part_that_kills_every_worker_is_given_up(cluster, tmp_path):
     assert [found[i] for i in (0, 2, 3)] == [None] * 3 and len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_workers_of_other_versions(cluster, tmp_path):
     """A machine with another torch would give other bits."""
 

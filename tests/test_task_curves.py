@@ -189,7 +189,7 @@ def test_every_readout_has_draws():
         assert told in mcr.plot_readouts(ds).layout.title.text
 
 
-def test_what_is_wrong_is_said(as_for_users):
+def test_what_is_wrong_is_said():
     one, two = readout(noisy(HUMP)), readout(noisy(RISE))
     for call, kind, message in (
         (

@@ -37,6 +37,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_an_interrupt_while_an_object_is_taken_down():
     """Python only reports that one; here it stops the command, and other such errors are reported as ever."""

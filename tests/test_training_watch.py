@@ -369,7 +369,7 @@ def unserved() -> hf.PreTrainedModel:
         ),
     ],
 )
-def test_refusals(call, error, message, as_for_users):
+def test_refusals(call, error, message):
     with pytest.raises(error, match=message) as seen:
         call()
     assert "\n" not in str(seen.value)

@@ -122,7 +122,7 @@ def test_it_is_said_where_a_lens_leads_away_from_the_final_prediction():
     assert (ds.kl_to_final > ds.logit_lens_kl_to_final).values.nonzero()[0].tolist() == [1]
 
 
-def test_an_unembedding_without_gradients_is_refused(as_for_users):
+def test_an_unembedding_without_gradients_is_refused():
     class Rounded(torch.nn.Module):
         """Computes what a layer does, and hands on no gradient, as a quantised one."""
 
@@ -141,6 +141,7 @@ def test_an_unembedding_without_gradients_is_refused(as_for_users):
         short(plain)
 
 
+@pytest.mark.slow
 def test_tokens_taken_in_parts_give_the_same_translators(monkeypatch):
     """What is held at once is a matter of memory, not of what is learned."""
     whole = short(bridge("llama"))
@@ -153,7 +154,7 @@ def test_served_and_bridged_are_trained_alike():
     torch.testing.assert_close(one.weight, two.weight, atol=2e-3, rtol=2e-2)
 
 
-def test_what_is_wrong_is_said(tmp_path, as_for_users):
+def test_what_is_wrong_is_said(tmp_path):
     model, lens = bridge("llama"), short(bridge("llama"))
     for given, kind, message in (
         ({"steps": 0}, ValueError, "steps=0: pass a positive whole number"),
@@ -203,6 +204,7 @@ def test_what_is_wrong_is_said(tmp_path, as_for_users):
         mcr.tuned_lens(model, [torch.tensor([5, 6])], progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.demo
 def test_the_demo_model_is_read_better_at_every_depth():
     """On text that neither the model nor the lens was trained on."""

@@ -104,13 +104,13 @@ def test_the_tokenizer_comes_along():
         ({"seed": 0, "kind": "noise"}, "kind='noise': pass 'initialised' .*; 'shuffled'"),
     ],
 )
-def test_nonsense_is_refused(llama, as_for_users, arguments, message):
+def test_nonsense_is_refused(llama, arguments, message):
     """In one sentence."""
     with pytest.raises(ValueError, match=message):
         random_twin(llama, **arguments)
 
 
-def test_not_a_model(as_for_users):
+def test_not_a_model():
     """A Hugging Face model is told how to become one."""
     with pytest.raises(TypeError, match=r"expected a TransformerLens model.*load_model"):
         random_twin(hugging_face("gpt2"), 0)

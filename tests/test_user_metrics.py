@@ -12,8 +12,6 @@ import mcr_lens
 from mcr_lens import get_metric, measure, metric
 from mcr_lens.metrics import _registry, sink_score
 
-pytestmark = pytest.mark.usefixtures("as_for_users")
-
 
 @pytest.fixture
 def registry(monkeypatch):

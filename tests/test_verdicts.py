@@ -21,8 +21,7 @@ from mcr_lens.testing import (
 from mcr_lens.testing.planted import DELIMITER
 from mcr_lens.twins import random_twin
 
-# Types are a third of the time, and checked elsewhere.
-pytestmark = [pytest.mark.usefixtures("as_for_users"), pytest.mark.once]
+pytestmark = pytest.mark.once
 
 PLANTED = ("gpt2", "neox", "llama3")
 SEEDS = range(10)
@@ -148,6 +147,7 @@ def test_a_weak_massive_row_is_enough():
     assert verdicts(found) | {"ablation_costs": F} == TRUE["massive_sinks"] | {"ablation_costs": F}
 
 
+@pytest.mark.slow
 def test_a_long_row_that_is_not_massive_is_not_said_to_do_nothing():
     found = diagnosed(plant("llama3", Massive(1, 6.0, 4), Sinks(LOOK, (0, 1, 2))), 8)
     assert found["massive_activation"].verdict == F and found["sinks_from_massive"].verdict == F
@@ -224,6 +224,7 @@ def test_massive_by_attention_is_not_the_mlps():
     assert found["ablation_costs"].evidence.startswith("no set of MLPs removes it")
 
 
+@pytest.mark.slow
 def test_another_token_is_asked_about_by_its_position():
     prompts = planted_prompts(8)
     for row in prompts:

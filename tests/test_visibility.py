@@ -21,8 +21,6 @@ def seen(model, layer: int, length: int = 5) -> list[list[int]]:
     return [row.nonzero()[:, 0].tolist() for row in layer_mask(model, layer, length)]
 
 
-pytestmark = pytest.mark.usefixtures("as_for_users")  # a stand-in for a model is enough
-
 ALL = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 

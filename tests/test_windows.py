@@ -58,7 +58,7 @@ def test_the_default_is_the_context_and_half_of_it():
     assert len(cut([text(3000)], None)[0].prompt.ids) == 1024
 
 
-def test_what_cannot_be_cut_is_said(as_for_users):
+def test_what_cannot_be_cut_is_said():
     for window, stride, message in (
         (65, None, r"window=65: pass a number of tokens in 2\.\.64, the model's context"),
         (1, None, "window=1: pass a number of tokens in 2"),
@@ -100,7 +100,7 @@ def test_ids_that_begin_with_bos_keep_it_in_every_window():
     assert len(windows) > 2 and {int(w.prompt.ids[0]) for w in windows} == {0}
 
 
-def test_whole_numbers_of_numpy_are_whole_numbers(as_for_users):
+def test_whole_numbers_of_numpy_are_whole_numbers():
     texts = read_texts(reading_llama(), [[*range(5, 40)]])
     one, two = cut(texts, 64, 10, 5), cut(texts, 64, np.int64(10), np.int32(5))
     assert [w.prompt.ids.tolist() for w in one] == [w.prompt.ids.tolist() for w in two]

@@ -99,6 +99,7 @@ def test_light_and_dark(visit, report, scheme):
     seen.check()
 
 
+@pytest.mark.slow
 def test_a_page_that_turns_dark_while_open(visit, report):
     seen = visit(report, color_scheme="light")
     figures(seen.page)
@@ -107,6 +108,7 @@ def test_a_page_that_turns_dark_while_open(visit, report):
     seen.check()
 
 
+@pytest.mark.slow
 def test_print(visit, report):
     """A4 between its margins: nothing is cut off on the right, and a PDF can be made."""
     seen = visit(report)
@@ -122,6 +124,7 @@ def test_print(visit, report):
     seen.check()
 
 
+@pytest.mark.slow
 def test_no_button_sends_a_figure_away(visit, report):
     """Plotly 7 has a button that uploads the figure; a page that asks nothing of a network has none."""
     seen = visit(report)
@@ -219,6 +222,7 @@ def test_nothing_sticks_out(visit, report, width):
     check_width(visit(report, width=width).page)
 
 
+@pytest.mark.slow
 def test_nothing_sticks_out_after_the_window_was_made_narrow(visit, report):
     seen = visit(report, width=WIDE)
     figures(seen.page)

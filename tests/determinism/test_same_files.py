@@ -32,6 +32,7 @@ def started(folder: Path, seed: int) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.demo
 def test_two_processes_write_the_same_bytes(tmp_path):
     """Another hash seed, another folder: results, verdicts, pages, lenses, parts of sweeps are the same."""

@@ -11,7 +11,7 @@ if not (ROOT / "fuzz").is_dir():
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-pytestmark = [pytest.mark.usefixtures("as_for_users"), pytest.mark.once]
+pytestmark = pytest.mark.once
 
 SEED, CALLS = 3, 260
 

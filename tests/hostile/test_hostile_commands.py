@@ -13,7 +13,7 @@ from world import World
 import mcr_lens
 from mcr_lens.cli import app
 
-pytestmark = [pytest.mark.usefixtures("as_for_users"), pytest.mark.once]
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ CASES = [
     for case in import_module(f"bad_{area}").CASES
 ]
 
-pytestmark = [pytest.mark.usefixtures("as_for_users"), pytest.mark.once]
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")

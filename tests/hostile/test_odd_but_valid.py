@@ -10,7 +10,7 @@ from world import QUICK, ROWS, World, state_of
 
 import mcr_lens as mcr
 
-pytestmark = [pytest.mark.usefixtures("as_for_users"), pytest.mark.once]
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from mcr_lens.metrics.summary import PatternSummary, pattern_summary
 from mcr_lens.visibility import Visibility
 from mcr_lens.workers import Pending
 
+pytestmark = pytest.mark.once
+
 SHAPES = [(1, 8), (2, 8), (7, 8), (8, 8), (9, 8), (60, 8), (50, 64), (64, 64), (65, 64), (130, 70)]
 
 

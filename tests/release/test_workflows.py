@@ -28,12 +28,17 @@ def commands(job: dict) -> list[str]:
 
 
 def test_these_are_all():
-    assert [file.stem for file in FILES] == ["ci", "release"]
+    assert [file.stem for file in FILES] == ["ci", "nightly", "release"]
 
 
 def test_ci_runs_the_script_and_nothing_beside_it():
     """What passes here passes there: no step of its own that could differ."""
     assert commands(jobs("ci")["everything"]) == ["bash .ci/run"]
+
+
+def test_every_night_everything_runs():
+    """What `make test` leaves out is not forgotten."""
+    assert commands(jobs("nightly")["repetition"]) == ["make test-all"]
 
 
 def test_newer_pythons_run_the_tests_that_the_lowest_versions_run():

@@ -43,12 +43,14 @@ def seen(tmp_path_factory) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout.rsplit("SEEN ", 1)[1])
 
 
+@pytest.mark.slow
 def test_nobody_is_called(seen):
     """No telemetry, no look for a newer version, no file of the bundled model from a hub."""
     _, found = seen
     assert found == {"codes": [0] * 7, "attempts": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_load_nothing(seen, page):
     """No host in any attribute, no stylesheet or script from elsewhere, no frame."""
