@@ -43,9 +43,7 @@ class Step:
     keeps: bool  # a metric's value goes into the result
     gives: tuple[str, ...] = ()  # a joint computation: the quantities that come out of it
     kept: frozenset[str] = frozenset()  # those of them that are metrics and go into the result
-    light: bool = (
-        False  # reads no activation, nor does what follows from it: several places at once are sooner
-    )
+    light: bool = False  # neither it nor what follows from it reads an activation
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,9 @@ def _around_median(x: np.ndarray) -> tuple[np.floating[Any], np.floating[Any]]:
     if not under <= len(x) // 2 < over or not low < high:
         return low, high
     share, margin = (len(x) / 2 - under) / inside, 4 * math.isqrt(inside) / inside
-    number = x.dtype.type  # comparing with a wider one takes five times as long
-    return low + number(max(0, share - margin)) * (high - low), low + number(min(1, share + margin)) * (
-        high - low
-    )
+    # In the dtype of the numbers: comparing with a wider one takes five times as long.
+    start, stop = x.dtype.type(max(0, share - margin)), x.dtype.type(min(1, share + margin))
+    return low + start * (high - low), low + stop * (high - low)
 
 
 def _count_below(x: np.ndarray, end: np.floating[Any]) -> int:
