@@ -330,6 +330,7 @@ def test_a_view_says_what_was_cut(llama, prompt):
     assert "The prompt has 12 tokens; the first 4 are shown." in view.html
 
 
+@pytest.mark.once
 def test_warnings_point_to_who_called(tmp_path):
     """In a process of its own: here, the type checks stand between the caller and what is called."""
     script = tmp_path / "users_own.py"

@@ -28,6 +28,8 @@ from mcr_lens.reading import caution, extremes, reading
 from mcr_lens.summaries import colsum_rate, layer_sink_identity, massive_layer, mean_by_site, sink_identity
 from mcr_lens.tables import profile_table
 
+pytestmark = pytest.mark.once
+
 CUT = [{"kind": "zero_ablation", "site": "mlp_out", "layers": [1], "positions": [0]}]
 MADE = json.dumps(CUT)
 

@@ -14,6 +14,8 @@ from mcr_lens import load_model, measure
 from mcr_lens.culprit import norm_sources
 from mcr_lens.testing import planted_model, planted_prompts
 
+pytestmark = pytest.mark.once
+
 FAMILIES = ["gpt2", "neox", "llama2", "llama3", "qwen2"]
 QUIET = {"progress": False}
 

@@ -138,6 +138,7 @@ def test_what_must_not_matter_does_not(planted, found, change):
             assert len(numbers) in (0, 2) and np.allclose(*(numbers or ([0], [0])), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_other_cut_offs_need_no_model(found):
     strict = found.rejudge(ratio=200.0)
     assert strict["massive_activation"].verdict == "fails"
@@ -313,6 +314,7 @@ def test_sinks_that_were_there_before_did_not_follow(found):
     assert "beyond 1.00 that it draws in the model as it is" in claims["sinks_follow"].evidence
 
 
+@pytest.mark.slow
 def test_rows_that_stay_massive_decide_nothing():
     model = load_model(planted_model("two_massive", "llama3").model, verbose=False)
     found = run(model, planted_prompts(8))

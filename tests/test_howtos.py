@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from doc_pages import RUN, blocks
 
+pytestmark = pytest.mark.once
+
 LONG = {"figures", "readouts", "cluster", "training", "big_models", "own_model"}
 """Pages that take longest to follow: only `make test-all` does."""
 

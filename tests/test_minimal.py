@@ -9,6 +9,8 @@ from mcr_lens.minimal import MinimalAblation, minimal_ablation
 from mcr_lens.testing import Massive, plant, planted_model, planted_prompts
 from mcr_lens.testing._weights import LAYOUTS
 
+pytestmark = pytest.mark.once
+
 QUIET = {"progress": False}
 PROMPTS = planted_prompts(3)
 

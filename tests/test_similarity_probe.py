@@ -8,6 +8,8 @@ from scipy.stats import spearmanr
 
 from mcr_lens import bootstrap, representations, similarity_probe
 
+pytestmark = pytest.mark.once
+
 
 def pairs_of_ids(n: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Pairs of rows of 4 to 12 ids that share more and more of them."""

@@ -14,6 +14,8 @@ from mcr_lens import ResultSchemaError, statistics
 from mcr_lens.resampling import Interval, bootstrap, student_quantile
 from mcr_lens.statistics import confidence_interval, paired_difference
 
+pytestmark = pytest.mark.once
+
 BOUNDS = ["mean", "low", "high"]
 
 change_correlation = partial(statistics.change_correlation, resamples=200)

@@ -66,6 +66,7 @@ def test_a_sweep_is_measure(given, tiny):
         found.results["tiny/q"]
 
 
+@pytest.mark.once
 def test_a_sweep_with_conditions_is_compare(given, tiny):
     """Bitwise too, on the axis `condition`."""
     conditions = {"clean": [], "cut": [mcr.zero_bos_mlp(1)], "half": [mcr.scale("mlp_out", 0.5, layers=1)]}
@@ -115,7 +116,10 @@ def test_a_result_is_enough(given, monkeypatch):
     assert go(given).table.done.all()
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "other"])
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("emptied", "other"))]
+)
 def test_a_damaged_part_is_made_anew(given, damage):
     """Whatever happened to a file, it is noticed, said by name, and only that part is measured again."""
     first = go(given)
@@ -143,6 +147,7 @@ def test_a_damaged_part_is_made_anew(given, damage):
     xr.testing.assert_identical(bare(again.results["tiny/p"]), bare(mcr.load(result)))
 
 
+@pytest.mark.once
 def test_a_damaged_result_is_made_anew(given):
     first = go(given)
     result = Path(first.table.path[0])
@@ -169,6 +174,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "key", [pytest.param(k, marks=[] if k in ("metrics", "keep") else pytest.mark.slow) for k in CHANGES]
 )
@@ -194,6 +200,7 @@ def test_other_weights_use_nothing_old(given):
     assert go(given | {"models": [{"name": "tiny", "model": bos}]}).table.reused.tolist() == [0]
 
 
+@pytest.mark.once
 def test_more_prompts_cost_only_the_new_ones(given):
     """Whole chunks at the beginning are used again."""
     go(given)
@@ -202,6 +209,7 @@ def test_more_prompts_cost_only_the_new_ones(given):
     assert go(given | {"prompts": [{"name": "p", "texts": TEXTS, "limit": 6}]}).table.reused.tolist() == [2]
 
 
+@pytest.mark.once
 def test_models_by_function(given, tiny):
     """A function is called for its model when its turn comes, and not asked for one that is no model."""
     calls: list[str] = []
@@ -220,6 +228,7 @@ def test_models_by_function(given, tiny):
         go(given | {"models": [{"name": "c", "model": lambda: 3}]})
 
 
+@pytest.mark.once
 def test_a_model_as_it_is_served(given, tmp_path):
     """Another door to the same weights: another part, measured as `serve` gives it."""
     folder = tmp_path / "ckpt"
@@ -329,6 +338,8 @@ def test_names_stay_in_the_folder(given, tiny, tmp_path):
     assert len({file_name(name).lower() for name in names}) == len(names)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_a_folder_of_weights(tmp_path, given):
     """A checkpoint by its path: changed files are another model, and the folder's own name is the label."""
     folder = tmp_path / "ckpt"
@@ -342,6 +353,7 @@ def test_a_folder_of_weights(tmp_path, given):
     assert go(plan).table.reused.tolist() == [0]
 
 
+@pytest.mark.once
 def test_a_hub_model_is_pinned_to_its_commit(tmp_path, given, monkeypatch):
     """A revision that moves between two runs is another model; the result says what it was called and was."""
     commits = ["a" * 40, "b" * 40]
@@ -382,6 +394,8 @@ class Counting:
         return Outcome(task, moments(ds))
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_many_prompts_are_never_held(given, monkeypatch):
     """Twenty thousand prompts of a generator: read when wanted, kept as moments, in little memory."""
     monkeypatch.setattr("mcr_lens.sweep_engines.Worker", Counting)
@@ -425,6 +439,7 @@ def test_warnings_of_a_model_are_told_once(given, monkeypatch):
     assert len(seen) == 1
 
 
+@pytest.mark.once
 def test_interrupted_by_hand(given, monkeypatch):
     """Ctrl-C in the middle passes through, keeps what is finished and lets go of the folder."""
     count = 0

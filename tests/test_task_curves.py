@@ -11,6 +11,8 @@ import mcr_lens as mcr
 from mcr_lens.labelled import about, with_interval
 from mcr_lens.task_curves import interval, task_curve
 
+pytestmark = pytest.mark.once
+
 DEPTHS = 9
 
 

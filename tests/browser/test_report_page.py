@@ -86,7 +86,7 @@ def test_every_figure_is_drawn_and_nothing_complains(visit, report, width):
     seen.check()
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_light_and_dark(visit, report, scheme):
     seen = visit(report, color_scheme=scheme)
     check_drawn(seen.page, WIDE)
@@ -165,6 +165,7 @@ def hover(page, figure):
     return ""
 
 
+@pytest.mark.slow
 def test_hovering_shows_numbers(visit, report, width):
     seen = visit(report, width=width)
     for number, figure in enumerate(figures(seen.page)):
@@ -282,5 +283,6 @@ def test_what_comes_from_outside_is_text(visit, report, hostile_report):
     seen.check()
 
 
+@pytest.mark.slow
 def test_a_hostile_page_keeps_its_width(visit, hostile_report, width):
     check_width(visit(hostile_report, width=width).page)

@@ -41,7 +41,7 @@ def assert_not_fetched(said: dict[tuple[str, str], str], name: str, why: str) ->
     assert expected in said["sweep", name] and said["command", name] == "exit 1"
 
 
-@pytest.mark.parametrize("how", ["down", "offline"])
+@pytest.mark.parametrize("how", [pytest.param("down", marks=pytest.mark.slow), "offline"])
 def test_nobody_answers(tmp_path, how):
     pytest.importorskip("datasets")
     said, stderr = asked(how, tmp_path)
