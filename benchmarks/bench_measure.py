@@ -116,8 +116,8 @@ def mixed(rounds: int) -> dict[str, Any]:
 
     def bare() -> None:
         with torch.no_grad():
-            for batch in in_batches(model, rows, "auto", progress=False):
-                model(batch.tokens)
+            for _ in in_batches(model, rows, "auto", lambda batch: model(batch.tokens), progress=False):
+                pass
 
     def measured() -> None:
         mcr_lens.measure(model, prompts, progress=False)
