@@ -24,7 +24,7 @@ test: $(VENV)/.test
 	$(QUIETLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(SELECT)"
 	$(QUIETLY) $(BIN)/python -m pytest -q --nbmake -n 2 $(NOTEBOOKS)
 
-# Repetition too: more seeds, families and sizes, simulations, trainings, killed sweeps. An hour on two cores.
+# Repetition too: more seeds, families and sizes, simulations, trainings, killed sweeps: twice the time.
 test-all:
 	$(MAKE) test SELECT=
 

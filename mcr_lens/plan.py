@@ -147,7 +147,8 @@ def _steps(found: Collection[Step]) -> tuple[Step, ...]:
     urgent: set[str] = set()  # what is read along with an activation
     steps: list[Step] = []
     for step in reversed([*found]):
-        ours = step.function.__module__.startswith("mcr_lens.")  # others may look at all of their prompts
+        # Others may look at all of their prompts; what was made by `exec` may have no module.
+        ours = str(step.function.__module__).startswith("mcr_lens.")
         light = ours and not READS.keys() & {*step.inputs} and not urgent & {*step.gives, step.name}
         urgent |= set() if light else {*step.inputs}
         steps.append(replace(_told(step, needed), light=light))

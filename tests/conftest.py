@@ -28,8 +28,8 @@ def llama():
 
 
 LONGEST = (
-    "test_verdicts.py", "test_observe.py", "test_planted.py", "test_report_page.py", "test_sweep_ray.py",
-    "test_sweep.py", "test_edit_laws.py", "test_diagnosis.py", "test_tuned_lens.py", "test_theory_laws.py",
+    "test_report_page.py", "test_sweep.py", "test_sweep_ray.py", "test_diagnosis.py", "test_howtos.py",
+    "test_reference.py", "test_explorer.py", "test_verdicts.py", "test_cli.py", "test_tuned_lens.py",
 )  # fmt: skip
 """Files that take longest, longest first (`pytest --durations=0`)."""
 
