@@ -5,7 +5,6 @@ block by row block: a block of queries against all the keys it sees, so that one
 that are used again and stay in the cache. Memory grows with the length of the prompt, not with its square.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcr_lens.metrics.summary import PatternSummary
+from mcr_lens.row_sums import from_row_sums, usable
+from mcr_lens.seen_keys import SeenKeys
 
 ELEMENTS = 2**20
 """Scores in a block on a CPU: measured, between 2^16 (calls cost too much) and 2^22 (out of cache)."""
@@ -22,62 +23,6 @@ ELEMENTS_ON_GPU = 2**26
 
 ROWS = 32
 """Queries of a head in a block at the least, where several heads would share it."""
-
-MODERATE = 64.0
-"""Logarithms of row sums up to this size are known to 1e-5, and so are entropies that they are taken from."""
-
-TRIED, AGREE = 8, 1e-4
-"""How many rows are summed to find out whether row sums belong to these scores, and how well they must."""
-
-HIDDEN = -1e30
-"""The score of a key that a query does not see: finite, because 0 · ∞ is not 0."""
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Which keys a query sees: earlier ones, so many of them, those of its chunk."""
-
-    length: int
-    causal: bool
-    window: int | None
-    chunk: int | None
-    _last: dict[Any, Tensor] = field(default_factory=dict)  # blocks away from the edges share a mask
-
-    def keys_of(self, first: int, stop: int) -> tuple[int, int]:
-        """The range of keys that some query of first … stop − 1 sees."""
-        low, high = 0, stop if self.causal else self.length
-        if self.window:
-            low = max(low, first - self.window + 1)
-        if self.chunk:
-            low = max(low, first // self.chunk * self.chunk)
-            high = min(high, -(-stop // self.chunk) * self.chunk)
-        return low, high
-
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether these queries see these keys."""
-        seen = key <= query if self.causal else torch.ones_like(key <= query)
-        if self.window:
-            seen = seen & (key > query - self.window)
-        return seen & (key // self.chunk == query // self.chunk) if self.chunk else seen
-
-    def hide(self, scores: Tensor, first: int, low: int) -> None:
-        """Lower the scores of keys that a query does not see; first query and key of the block are given."""
-        rows, width = scores.shape[-2:]
-        if self.window or self.chunk:
-            scores += self._hidden(first, rows, low, width, scores)
-        elif self.causal and rows > 1:
-            scores[..., first - low :] += self._hidden(first, rows, first, rows, scores)
-
-    def _hidden(self, first: int, rows: int, low: int, width: int, like: Tensor) -> Tensor:
-        """What must be added to the scores: 0 where a key is seen."""
-        offset = 0 if self.chunk is None else first % self.chunk
-        shape = (rows, width, low - first, offset)
-        if shape not in self._last:
-            query = torch.arange(first, first + rows, device=like.device)[:, None]
-            key = torch.arange(low, low + width, device=like.device)
-            self._last.clear()
-            self._last[shape] = torch.where(self.sees(query, key), 0.0, HIDDEN).to(like.dtype)
-        return self._last[shape]
 
 
 class _Buffers:
@@ -127,7 +72,7 @@ def summarize(
         sink_logits: one logit for every query head.
         position: the key whose column is kept.
         row_lse: logarithm of the sum of every row's exponentials, if somebody has it (fast attention does):
-            saves three passes. One that is not that of these scores is found out and left aside.
+            tiles then take the place of whole rows. One of other scores is found out and left aside.
 
     Raises:
         ValueError: shapes that do not fit, a position that is no key, or a window, chunk or cap below 1 or 0.
@@ -139,7 +84,7 @@ def summarize(
     (tensor([[[1.5000, 0.5000]]]), tensor([[[0.0000, 0.6931]]]))
     """
     _check(query, key, window, chunk, softcap, sink_logits, position)
-    if row_lse is not None and (softcap or sink_logits is not None or not _usable(row_lse, query)):
+    if row_lse is not None and (softcap or sink_logits is not None or not usable(row_lse, query)):
         row_lse = None
     batch, heads, length, width = query.shape
     group = heads // key.shape[1]
@@ -148,9 +93,9 @@ def summarize(
     # One row of `units` is one key-value head of one prompt, with the query heads that share it.
     queries = (query.to(exact) * factor).reshape(-1, group, length, width)
     keys = key.to(exact).reshape(-1, length, width)
-    seen = _Seen(length, causal, window, chunk)
+    seen = SeenKeys(length, causal, window, chunk)
     if row_lse is not None:
-        found = _from_row_sums(queries, keys, row_lse.reshape(queries.shape[:3]), seen, position)
+        found = from_row_sums(queries, keys, row_lse.reshape(queries.shape[:3]), seen, position)
         if found is not None:
             return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
     sinks = None
@@ -196,53 +141,6 @@ def summarize(
     return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
 
 
-def _from_row_sums(
-    queries: Tensor, keys: Tensor, row_lse: Tensor, seen: _Seen, position: int
-) -> tuple[Tensor, ...] | None:
-    """The five tensors by [unit, head of it, t], from row sums that are known; None if those are others'.
-
-    The product gives ln A = s − lse itself, and a softmax of it sums to one whatever lse was rounded to.
-    """
-    at = torch.arange(seen.length)
-    logs = torch.cat([queries, -row_lse[..., None]], -1)
-    ones = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
-    tried = torch.linspace(0, seen.length - 1, min(TRIED, seen.length)).long()
-    totals = (logs[:, :, tried] @ ones[:, None].mT).masked_fill(~seen.sees(tried[:, None], at), -torch.inf)
-    if not bool((totals.logsumexp(-1).abs() <= AGREE).all()):
-        return None
-    columns, entropy = (
-        torch.zeros_like(row_lse),
-        torch.empty_like(row_lse, memory_format=torch.contiguous_format),
-    )
-    group, width = logs.shape[1], logs.shape[-1]
-    buffers, units = _Buffers(queries), _units(queries, group, seen)
-    for start in range(0, logs.shape[0], units):
-        some = slice(start, start + units)
-        count, first = logs[some].shape[0], 0
-        while first < seen.length:
-            stop = _stop(first, count * group, seen, queries)
-            low, high = seen.keys_of(first, stop)
-            scores, pattern = buffers.views((count, group, stop - first, high - low))
-            block = logs[some, :, first:stop].reshape(count, -1, width)
-            torch.bmm(block, ones[some, low:high].mT, out=scores.view(count, -1, high - low))
-            seen.hide(scores, first, low)
-            torch.softmax(scores, -1, out=pattern)
-            columns[some, :, low:high] += pattern.sum(2)
-            entropy[some, :, first:stop] = scores.mul_(pattern).sum(-1)
-            first = stop
-    shared = ones[:, None]
-    diagonal = (logs * shared).sum(-1).exp_()
-    previous = (logs[:, :, 1:] * shared[:, :, :-1]).sum(-1).exp_().mul_(seen.sees(at[1:], at[:-1]))
-    column = (logs * shared[:, :, position, None]).sum(-1).exp_().mul_(seen.sees(at, at[position]))
-    return columns, entropy.neg_().clamp_(min=0), diagonal, previous, column
-
-
-def _usable(row_lse: Tensor, query: Tensor) -> bool:
-    """Whether row sums from elsewhere keep entropies exact: in float32, on a CPU, of moderate scores."""
-    same = row_lse.shape == query.shape[:3] and row_lse.dtype == query.dtype == torch.float32
-    return same and row_lse.device.type == "cpu" and bool((row_lse.abs() <= MODERATE).all())
-
-
 def _check(
     query: Tensor, key: Tensor, window: Any, chunk: Any, softcap: Any, sink_logits: Any, position: int
 ) -> None:
@@ -269,7 +167,7 @@ def _most(like: Tensor) -> int:
     return ELEMENTS if like.device.type == "cpu" else ELEMENTS_ON_GPU
 
 
-def _units(queries: Tensor, group: int, seen: _Seen) -> int:
+def _units(queries: Tensor, group: int, seen: SeenKeys) -> int:
     """How many key-value heads share a block: as many as leave each `ROWS` queries, or one for each core."""
     low, high = seen.keys_of(0, min(ROWS, seen.length))
     widest = seen.keys_of(max(0, seen.length - ROWS), seen.length)
@@ -279,7 +177,7 @@ def _units(queries: Tensor, group: int, seen: _Seen) -> int:
     return max(1, min(queries.shape[0], max(fitting, least)))
 
 
-def _stop(first: int, heads: int, seen: _Seen, like: Tensor) -> int:
+def _stop(first: int, heads: int, seen: SeenKeys, like: Tensor) -> int:
     """Where the block that begins at this query ends: as many queries as fit, eight at the least."""
     rows, most = 8, _most(like)
     for more in (128, 64, 32, 16, 8):

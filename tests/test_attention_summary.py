@@ -6,7 +6,7 @@ from dispatch import Largest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcr_lens import attention_summary
+from mcr_lens import attention_summary, row_sums
 from mcr_lens.attention_summary import summarize
 from mcr_lens.visibility import visible_mask
 
@@ -119,28 +119,61 @@ def test_a_sink_logit_that_takes_everything_leaves_nothing():
     assert float(found.column_sums[:, 1].sum()) == pytest.approx(20, abs=1e-4)
 
 
-def logsumexp(query, key, scale, window=None):
+def logsumexp(query, key, scale, **seen):
     scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * scale
-    return scores.masked_fill(~visible_mask(query.shape[2], window=window), -torch.inf).logsumexp(-1)
+    return scores.masked_fill(~visible_mask(query.shape[2], **seen), -torch.inf).logsumexp(-1)
 
 
-@pytest.mark.parametrize("window", [None, 7])
-def test_row_sums_that_are_known_already_change_nothing(window, monkeypatch):
-    """The same numbers with and without, in blocks of any size."""
-    query, key, _ = random_inputs(0, 2, 4, 2, 90, 8)
-    sums = logsumexp(query, key, 0.5, window)
-    for elements in (64, 2**20):
-        monkeypatch.setattr(attention_summary, "ELEMENTS", elements)
-        assert_same(query, key, 1e-5, scale=0.5, window=window, row_lse=sums)
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    batch=st.integers(1, 3),
+    kv=st.integers(1, 3),
+    group=st.integers(1, 3),
+    length=st.integers(1, 90),
+    causal=st.booleans(),
+    window=st.none() | st.integers(1, 100),
+    chunk=st.none() | st.integers(1, 100),
+    where=st.floats(0, 1),
+    keys=st.sampled_from([1, 7, 32, 512]),
+    numbers=st.sampled_from([1, 700, 2**17]),
+)
+def test_row_sums_that_are_known_already_change_nothing(
+    seed, batch, kv, group, length, causal, window, chunk, where, keys, numbers
+):
+    """The same numbers from them, in tiles of every shape."""
+    query, key, _ = random_inputs(seed, batch, kv * group, kv, length, 8, size=2.0)
+    seen = {"causal": causal, "window": window, "chunk": chunk}
+    sums = logsumexp(query, key, 0.7, **seen)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"KEYS": keys, "NUMBERS": numbers, "LEAST": 1}.items():
+            patch.setattr(row_sums, name, value)
+        patch.setattr(torch, "softmax", None)  # no row is made whole
+        assert_same(query, key, 2e-5, scale=0.7, position=int(where * (length - 1)), row_lse=sums, **seen)
 
 
-@pytest.mark.parametrize("wrong", ["other scores", "large", "half", "cap", "sinks"])
+@pytest.mark.parametrize("keys", [16, 512])
+def test_scores_beyond_what_an_exponential_holds(keys, monkeypatch):
+    """Keys with e^-600 of the attention, and hidden ones that would have e^600."""
+    monkeypatch.setattr(row_sums, "KEYS", keys)
+    monkeypatch.setattr(torch, "softmax", None)
+    query, key, _ = random_inputs(0, 1, 2, 1, 60, 4)
+    query[..., 0], key[..., 0] = 30.0, 0.0
+    key[:, :, 20:40, 0], key[:, :, 59, 0] = -20.0, 20.0
+    query[:, :, 59] = 0.0  # the only query that sees the last key; it looks at all alike
+    found = assert_same(query, key, 1e-5, scale=1.0, row_lse=logsumexp(query, key, 1.0))
+    assert found.column_sums[..., 30].flatten().tolist() == pytest.approx([1 / 60, 1 / 60])
+
+
+@pytest.mark.parametrize("wrong", ["other scores", "one row", "large", "half", "cap", "sinks"])
 def test_row_sums_that_do_not_belong_are_left_aside(wrong):
     """Found out by the rows' own sums, or not fit to keep entropies exact."""
     query, key, _ = random_inputs(0, 1, 4, 2, 50, 8, size=200.0 if wrong == "large" else 1.0)
     sums, options = logsumexp(query, key, 0.5), {}
     if wrong == "other scores":
         sums[0, 2] += 0.01
+    elif wrong == "one row":  # not one of the few that are tried
+        sums[0, 2, 10] += 0.01
     elif wrong == "half":
         sums = sums.bfloat16()
     elif wrong == "cap":
@@ -160,12 +193,14 @@ def test_rows_sum_to_one_by_columns():
     assert torch.equal(found.diagonal[..., 0], torch.ones(2, 4))
 
 
-def test_memory_grows_with_the_length_and_not_with_its_square():
+@pytest.mark.parametrize("known", [False, True])
+def test_memory_grows_with_the_length_and_not_with_its_square(known):
     """No operation ever makes a tensor of T × T numbers."""
     length = 3000
     query, key, _ = random_inputs(0, 1, 2, 1, length, 8)
+    sums = logsumexp(query, key, 1.0) if known else None
     with Largest() as seen:
-        summarize(query, key, scale=1.0)
+        summarize(query, key, scale=1.0, row_lse=sums)
     assert length <= seen.elements <= 2 * attention_summary.ELEMENTS + 1 < length**2
 
 

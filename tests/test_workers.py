@@ -115,6 +115,20 @@ def test_gram_of_columns():
     assert not lapack.gram(x[:0], of_columns=True).any()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [1, 2, 37])
+def test_quadratic_forms(columns, dtype):
+    """xᵢᵀ A xᵢ of every row, from the lower triangle of A, which stays as it was."""
+    x = np.random.default_rng(columns).standard_normal((50, columns)).astype(dtype)
+    lower = lapack.gram(x[1:], of_columns=True)
+    before = lower.copy()
+    found = lapack.quadratic_forms(x, lower)
+    close = 1e-12 if dtype == np.float64 else 1e-4
+    np.testing.assert_allclose(found, np.square(x[1:] @ x.T).sum(0), rtol=close, atol=close)
+    assert np.array_equal(lower, before)
+    assert not lapack.quadratic_forms(x[:0], lower).size
+
+
 def test_numbers_that_do_not_converge_are_no_numbers(monkeypatch):
     """LAPACK's word that it failed is not passed over."""
 

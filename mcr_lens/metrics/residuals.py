@@ -180,10 +180,9 @@ def _by_columns(x: np.ndarray, wanted: frozenset[str]) -> dict[str, Any]:
     if not wanted & {*SPECTRA, "tightest_row"}:
         return found
     rest = lapack.gram(x[1:], of_columns=True)
-    rest += np.tril(rest, -1).T
     if "tightest_row" in wanted:
-        product = np.matmul(x, rest, out=SCRATCH.array("product", x.shape))
-        found["caught"] = np.einsum("td,td->t", product, x) + along * energies[0]
+        found["caught"] = lapack.quadratic_forms(x, rest) + along * energies[0]
+    rest += np.tril(rest, -1).T
     return found | read_columns(rest, unit, energies[0], wanted) if wanted & SPECTRA else found
 
 

@@ -1,0 +1,116 @@
+"""What of an attention pattern follows sooner where the sums of its rows are known already?
+
+Fast attention knows the logarithm of the sum of every row's exponentials. With it, each number of the pattern
+is the exponential of a product of query and key, so the pattern can be walked through in tiles of some
+queries and some keys, which stay in the cache of one core; without it, a row must be whole for a softmax.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mcr_lens.seen_keys import SeenKeys
+
+MODERATE = 64.0
+"""Logarithms of row sums up to this size are known to 1e-5, and so are entropies that they are taken from."""
+
+TRIED, AGREE = 8, 1e-4
+"""How many rows are summed to find out whether row sums belong to these scores, and how well they must."""
+
+KEYS, MOST, LEAST = 512, 512, 16
+"""Keys in a tile, and queries at the most and at the least."""
+
+NUMBERS = 2**17
+"""In a tile, for each core: half a MiB, twice, which fits in a core's own cache. Measured."""
+
+
+def usable(row_lse: Tensor, query: Tensor) -> bool:
+    """Whether row sums from elsewhere keep entropies exact: in float32, on a CPU, of moderate scores."""
+    same = row_lse.shape == query.shape[:3] and row_lse.dtype == query.dtype == torch.float32
+    return same and row_lse.device.type == "cpu" and bool((row_lse.abs() <= MODERATE).all())
+
+
+def from_row_sums(
+    queries: Tensor, keys: Tensor, row_lse: Tensor, seen: SeenKeys, position: int
+) -> tuple[Tensor, ...] | None:
+    """Column sums, row entropies, both diagonals and one column; None if the row sums are of other scores.
+
+    Everything by [unit, head of it, t], where a unit is a key-value head of one prompt. Logarithms of row
+    sums are one more coordinate of the queries, so that the product is ln A = s − lse itself: an error δ of
+    lse makes one of δ (1 − H) in an entropy H, and not one of the size of the scores.
+    """
+    at = torch.arange(seen.length)
+    logs = torch.cat([queries, -row_lse[..., None]], -1)
+    ones = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
+    tried = torch.linspace(0, seen.length - 1, min(TRIED, seen.length)).long()
+    totals = (logs[:, :, tried] @ ones[:, None].mT).masked_fill(~seen.sees(tried[:, None], at), -torch.inf)
+    if not bool((totals.logsumexp(-1).abs() <= AGREE).all()):
+        return None
+    columns, entropy = _walk(logs / math.log(2), ones, seen)
+    if not bool(((columns.sum(-1) / seen.length - 1).abs() <= AGREE).all()):  # of the rows not tried
+        return None
+    shared = ones[:, None]
+    diagonal = (logs * shared).sum(-1).exp_()
+    previous = (logs[:, :, 1:] * shared[:, :, :-1]).sum(-1).exp_().mul_(seen.sees(at[1:], at[:-1]))
+    column = (logs @ shared[:, :, position, :, None])[..., 0].exp_().mul_(seen.sees(at, at[position]))
+    return columns, entropy, diagonal, previous, column
+
+
+def _walk(logs: Tensor, ones: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
+    """Σ A down the columns and −Σ A ln A along the rows, tile by tile, from logarithms to base 2.
+
+    To base 2 because torch takes up to a hundred times longer over `exp` where it comes to nothing, and not
+    over `exp2`.
+    """
+    count, group, length, width = logs.shape
+    columns, entropy = logs.new_empty(count, group, length), logs.new_empty(count, group, length)
+    rows, units = _tile(count, group, length)
+    tiles = _Tiles(logs, units * group * min(rows, length) * min(KEYS, length))
+    for start in range(0, count, units):
+        some = slice(start, start + units)
+        parts = [part.mT.contiguous() for part in ones[some].split(KEYS, 1)]
+        heads = len(parts[0]) * group
+        sums = [part.new_zeros(heads, 1, part.shape[-1]) for part in parts]
+        for first in range(0, length, rows):
+            block = logs[some, :, first : first + rows].reshape(len(parts[0]), -1, width)
+            weights = logs.new_ones(heads, 1, block.shape[1] // group)
+            low, high = seen.keys_of(first, min(first + rows, length))
+            total = logs.new_zeros(block.shape[:2])
+            for number in range(low // KEYS, -(-high // KEYS)):
+                left = number * KEYS
+                part, added = (each[number][..., : high - left] for each in (parts, sums))
+                scores, pattern = tiles.of(*block.shape[:2], part.shape[-1])
+                torch.bmm(block, part, out=scores)
+                seen.hide(scores.view(len(part), group, -1, part.shape[-1]), first, left)
+                torch.exp2(scores, out=pattern)
+                # A product with ones adds up the rows faster than a sum does.
+                added.baddbmm_(weights, pattern.view(heads, -1, part.shape[-1]))
+                total += scores.mul_(pattern).sum(-1)
+            entropy[some, :, first : first + rows] = total.view(len(parts[0]), group, -1)
+        columns[some] = torch.cat(sums, -1).view(-1, group, length)
+    return columns, entropy.mul_(-math.log(2)).clamp_(min=0)
+
+
+class _Tiles:
+    """Memory for two tiles that every tile uses again; making its views takes as long as some of the work."""
+
+    def __init__(self, like: Tensor, numbers: int) -> None:
+        self._memory = like.new_empty(2, numbers)
+        self._made: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def of(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """Two contiguous tensors of this shape."""
+        if shape not in self._made:
+            one, other = self._memory[:, : math.prod(shape)]
+            self._made[shape] = one.view(shape), other.view(shape)
+        return self._made[shape]
+
+
+def _tile(count: int, group: int, length: int) -> tuple[int, int]:
+    """Queries of a head and units in a tile: one unit for each core at the least, more of short ones."""
+    # A power of two, so that all tiles at the diagonal are alike.
+    rows = 2 ** (max(LEAST, min(MOST, NUMBERS // (group * min(KEYS, length)))).bit_length() - 1)
+    cores = torch.get_num_threads()
+    one = group * min(rows, length) * min(KEYS, length)
+    return rows, max(1, min(count, max(cores, cores * NUMBERS // one)))
