@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mcr_lens.hookpoints import READS, HookedModel, output_projection
-from mcr_lens.plan import Plan, Site
+from mcr_lens.plan import Plan
 from mcr_lens.rows import Group, Rows, group_rows
+from mcr_lens.sites import Site
 from mcr_lens.visibility import Visibility, layer_visibility
 from mcr_lens.workers import HELD
 
