@@ -90,14 +90,14 @@ def summarize(
     group = heads // key.shape[1]
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     factor = scale / softcap if softcap else scale
+    seen = SeenKeys(length, causal, window, chunk)
+    if row_lse is not None:
+        found = from_row_sums(query, key, scale, row_lse, seen, position)
+        if found is not None:
+            return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
     # One row of `units` is one key-value head of one prompt, with the query heads that share it.
     queries = (query.to(exact) * factor).reshape(-1, group, length, width)
     keys = key.to(exact).reshape(-1, length, width)
-    seen = SeenKeys(length, causal, window, chunk)
-    if row_lse is not None:
-        found = from_row_sums(queries, keys, row_lse.reshape(queries.shape[:3]), seen, position)
-        if found is not None:
-            return PatternSummary(*(tensor.view(batch, heads, -1) for tensor in found))
     sinks = None
     if sink_logits is not None:
         sinks = sink_logits.detach().to(queries).reshape(-1, group, 1).repeat(batch, 1, 1)

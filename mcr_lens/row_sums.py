@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mcr_lens.seen_keys import SeenKeys
 
+LN2 = math.log(2)
+
 MODERATE = 64.0
 """Logarithms of row sums up to this size are known to 1e-5, and so are entropies that they are taken from."""
 
@@ -32,32 +34,42 @@ def usable(row_lse: Tensor, query: Tensor) -> bool:
 
 
 def from_row_sums(
-    queries: Tensor, keys: Tensor, row_lse: Tensor, seen: SeenKeys, position: int
+    query: Tensor, key: Tensor, scale: float, row_lse: Tensor, seen: SeenKeys, position: int
 ) -> tuple[Tensor, ...] | None:
     """Column sums, row entropies, both diagonals and one column; None if the row sums are of other scores.
 
     Everything by [unit, head of it, t], where a unit is a key-value head of one prompt. Logarithms of row
-    sums are one more coordinate of the queries, so that the product is ln A = s − lse itself: an error δ of
+    sums are one more coordinate of the queries, so that the product is log A = s − lse itself: an error δ of
     lse makes one of δ (1 − H) in an entropy H, and not one of the size of the scores.
     """
     at = torch.arange(seen.length)
-    logs = torch.cat([queries, -row_lse[..., None]], -1)
-    ones = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
+    kv = key.shape[1]
+    keys = torch.cat([key, torch.ones_like(key[..., :1])], -1).flatten(0, 1)
+    logs = query.new_empty(len(query), kv, query.shape[1] // kv, seen.length, keys.shape[-1])
+    torch.mul(query.unflatten(1, (kv, -1)), scale / LN2, out=logs[..., :-1])
+    torch.mul(row_lse.unflatten(1, (kv, -1)), -1 / LN2, out=logs[..., -1])
+    logs = logs.flatten(0, 1)
     tried = torch.linspace(0, seen.length - 1, min(TRIED, seen.length)).long()
-    totals = (logs[:, :, tried] @ ones[:, None].mT).masked_fill(~seen.sees(tried[:, None], at), -torch.inf)
-    if not bool((totals.logsumexp(-1).abs() <= AGREE).all()):
+    totals = _products(logs[:, :, tried], keys).mul_(LN2)
+    hidden = ~seen.sees(tried[:, None], at)
+    if not bool((totals.masked_fill_(hidden, -torch.inf).logsumexp(-1).abs() <= AGREE).all()):
         return None
-    columns, entropy = _walk(logs / math.log(2), ones, seen)
+    columns, entropy = _walk(logs, keys, seen)
     if not bool(((columns.sum(-1) / seen.length - 1).abs() <= AGREE).all()):  # of the rows not tried
         return None
-    shared = ones[:, None]
-    diagonal = (logs * shared).sum(-1).exp_()
-    previous = (logs[:, :, 1:] * shared[:, :, :-1]).sum(-1).exp_().mul_(seen.sees(at[1:], at[:-1]))
-    column = (logs @ shared[:, :, position, :, None])[..., 0].exp_().mul_(seen.sees(at, at[position]))
-    return columns, entropy, diagonal, previous, column
+    shared, scratch = keys[:, None], torch.empty_like(logs)
+    diagonal = torch.mul(logs, shared, out=scratch).sum(-1).exp2_()
+    previous = torch.mul(logs[:, :, 1:], shared[:, :, :-1], out=scratch[:, :, 1:]).sum(-1).exp2_()
+    column = _products(logs, keys[:, position, None])[..., 0].exp2_().mul_(seen.sees(at, at[position]))
+    return columns, entropy, diagonal, previous.mul_(seen.sees(at[1:], at[:-1])), column
 
 
-def _walk(logs: Tensor, ones: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
+def _products(logs: Tensor, keys: Tensor) -> Tensor:
+    """All queries of a unit with these keys of it: [unit, head of it, query, key]."""
+    return (logs.flatten(1, 2) @ keys.mT).unflatten(1, logs.shape[1:3])
+
+
+def _walk(logs: Tensor, keys: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
     """Σ A down the columns and −Σ A ln A along the rows, tile by tile, from logarithms to base 2.
 
     To base 2 because torch takes up to a hundred times longer over `exp` where it comes to nothing, and not
@@ -69,7 +81,7 @@ def _walk(logs: Tensor, ones: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
     tiles = _Tiles(logs, units * group * min(rows, length) * min(KEYS, length))
     for start in range(0, count, units):
         some = slice(start, start + units)
-        parts = [part.mT.contiguous() for part in ones[some].split(KEYS, 1)]
+        parts = [part.mT.contiguous() for part in keys[some].split(KEYS, 1)]
         heads = len(parts[0]) * group
         sums = [part.new_zeros(heads, 1, part.shape[-1]) for part in parts]
         for first in range(0, length, rows):
@@ -89,7 +101,7 @@ def _walk(logs: Tensor, ones: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
                 total += scores.mul_(pattern).sum(-1)
             entropy[some, :, first : first + rows] = total.view(len(parts[0]), group, -1)
         columns[some] = torch.cat(sums, -1).view(-1, group, length)
-    return columns, entropy.mul_(-math.log(2)).clamp_(min=0)
+    return columns, entropy.mul_(-LN2).clamp_(min=0)
 
 
 class _Tiles:
