@@ -84,6 +84,7 @@ def test_options_reach_the_measurement(loads, prompt_file, tmp_path):
     assert loads[0][1] == {"dtype": "bfloat16", "device": "cpu", "revision": None}
 
 
+@pytest.mark.once
 def test_first_token_is_not_called_bos(loads, prompt_file, tmp_path):
     out, _ = measure(prompt_file, tmp_path, "--prepend-bos", "no")
     assert "position 0 is the first token, not a BOS" in out
@@ -174,6 +175,7 @@ def test_debug_lets_the_traceback_through(prompt_file, tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.once
 def test_demo_shows_the_causal_check(loads, tmp_path, prompt_file, monkeypatch):
     monkeypatch.setattr(cli_options, "DEMO_PROMPTS", str(prompt_file))
     out, err = run("demo", "--out", tmp_path / "demo")
@@ -245,6 +247,7 @@ def test_inspect_fails_where_something_cannot_be_measured(monkeypatch):
     assert "not every default metric can be measured" in out and "sdpa" in out
 
 
+@pytest.mark.once
 def test_position_option(loads, prompt_file, tmp_path):
     """Another token than the first is taken for BOS, and the words say so."""
     out, _ = measure(prompt_file, tmp_path / "out", "--position", 2)

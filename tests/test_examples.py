@@ -51,6 +51,7 @@ def test_make_figures(demo, tmp_path, monkeypatch):
     assert (tmp_path / "figures" / "plotly.min.js").is_file()
 
 
+@pytest.mark.once
 def test_use_in_your_project(demo, capsys):
     """Plain hooks and a verdict from somebody else's code; nothing is left hanging on their model."""
     tokens = demo.to_tokens(FRESH[0])
@@ -62,6 +63,7 @@ def test_use_in_your_project(demo, capsys):
     assert demo(tokens).equal(before)
 
 
+@pytest.mark.once
 def test_demo_card(demo):
     """The tables of the card come from this script; a fresh one says what the shipped one says."""
     from mcr_lens.models import demo_folder

@@ -121,6 +121,7 @@ def test_a_control_changes_its_figures_and_no_others(seen, runs, control, value,
     assert not runs, "going back measures nothing"
 
 
+@pytest.mark.once
 def test_the_layer_moves_an_intervention_and_not_one_that_has_its_own(seen, runs):
     seen.intervention.value = "zero MLP"
     before = drawn(seen)
@@ -146,6 +147,7 @@ def test_the_layer_moves_an_intervention_and_not_one_that_has_its_own(seen, runs
         ("own", lambda: mcr.zero_bos_mlp(0)),
     ],
 )
+@pytest.mark.once
 def test_an_intervention_shows_before_and_after(demo, seen, name, edit):
     seen.layer.value, seen.head.value, seen.position.value = 1, 2, 2
     seen.intervention.value = name
@@ -197,6 +199,7 @@ def test_positions_are_the_tokens_of_the_prompt(seen):
     assert seen.position.value == 12 and seen.choice.position == 12, "the last one that there is"
 
 
+@pytest.mark.once
 def test_the_title_says_what_is_shown(seen):
     seen.prompt.value = "</p><script>alert(1)</script> & more"
     seen.layer.value, seen.head.value, seen.metric.value, seen.position.value = 2, 1, "mixing_score", 4

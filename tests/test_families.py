@@ -100,6 +100,7 @@ def test_unknown_family():
         tiny_model("llama")
 
 
+@pytest.mark.once
 def test_importing_the_library_does_not_import_the_testing_part():
     """Hugging Face is needed for tests only."""
     code = "import mcr_lens, sys\n[getattr(mcr_lens, name) for name in mcr_lens.__all__]\n"

@@ -47,6 +47,7 @@ def test_table_has_a_row_per_depth_with_the_block_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["text", "token", "model", "processing", "bos_token", "revision"])
+@pytest.mark.once
 def test_nothing_is_taken_for_html(tmp_path, where):
     found = page(fake_result(**{where: HOSTILE}), tmp_path)
     ordinary = page(fake_result(), tmp_path)

@@ -73,6 +73,7 @@ def test_what_nobody_waits_for_is_forgotten():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.once
 def test_a_forked_process_has_threads_of_its_own():
     """The pool was used before the fork, and is used after it."""
     assert run_apart(abs, [-1], list).result() == [1]
