@@ -84,7 +84,7 @@ def summarize(
     (tensor([[[1.5000, 0.5000]]]), tensor([[[0.0000, 0.6931]]]))
     """
     _check(query, key, window, chunk, softcap, sink_logits, position)
-    if row_lse is not None and (softcap or sink_logits is not None or not usable(row_lse, query)):
+    if row_lse is not None and (softcap or sink_logits is not None or not usable(row_lse, query, key)):
         row_lse = None
     batch, heads, length, width = query.shape
     group = heads // key.shape[1]

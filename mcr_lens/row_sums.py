@@ -27,9 +27,9 @@ NUMBERS = 2**17
 """In a tile, for each core: half a MiB, twice, which fits in a core's own cache. Measured."""
 
 
-def usable(row_lse: Tensor, query: Tensor) -> bool:
+def usable(row_lse: Tensor, query: Tensor, key: Tensor) -> bool:
     """Whether row sums from elsewhere keep entropies exact: in float32, on a CPU, of moderate scores."""
-    same = row_lse.shape == query.shape[:3] and row_lse.dtype == query.dtype == torch.float32
+    same = row_lse.shape == query.shape[:3] and {t.dtype for t in (row_lse, query, key)} == {torch.float32}
     return same and row_lse.device.type == "cpu" and bool((row_lse.abs() <= MODERATE).all())
 
 

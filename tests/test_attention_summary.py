@@ -165,7 +165,7 @@ def test_scores_beyond_what_an_exponential_holds(keys, monkeypatch):
     assert found.column_sums[..., 30].flatten().tolist() == pytest.approx([1 / 60, 1 / 60])
 
 
-@pytest.mark.parametrize("wrong", ["other scores", "one row", "large", "half", "cap", "sinks"])
+@pytest.mark.parametrize("wrong", ["other scores", "one row", "large", "half", "half keys", "cap", "sinks"])
 def test_row_sums_that_do_not_belong_are_left_aside(wrong):
     """Found out by the rows' own sums, or not fit to keep entropies exact."""
     query, key, _ = random_inputs(0, 1, 4, 2, 50, 8, size=200.0 if wrong == "large" else 1.0)
@@ -176,6 +176,8 @@ def test_row_sums_that_do_not_belong_are_left_aside(wrong):
         sums[0, 2, 10] += 0.01
     elif wrong == "half":
         sums = sums.bfloat16()
+    elif wrong == "half keys":
+        key = key.bfloat16()
     elif wrong == "cap":
         options = {"softcap": 2.0}
     elif wrong == "sinks":
