@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcr_lens.metrics.summary import PatternSummary
-from mcr_lens.row_sums import from_row_sums, usable
+from mcr_lens.row_sums import Buffers, from_row_sums, usable
 from mcr_lens.seen_keys import SeenKeys
 
 ELEMENTS = 2**20
@@ -23,22 +23,6 @@ ELEMENTS_ON_GPU = 2**26
 
 ROWS = 32
 """Queries of a head in a block at the least, where several heads would share it."""
-
-
-class _Buffers:
-    """Two blocks of memory that every block of scores uses again."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._held = like.new_empty(2, 0)
-
-    def views(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Two contiguous tensors of this shape."""
-        size = int(torch.Size(shape).numel())
-        if self._held.shape[1] < size:
-            self._held = self._like.new_empty(0)  # let go first
-            self._held = self._like.new_empty(2, size)
-        return self._held[0, :size].view(shape), self._held[1, :size].view(shape)
 
 
 @torch.no_grad()
@@ -105,7 +89,7 @@ def summarize(
     columns, entropy = queries.new_zeros(shape), queries.new_empty(shape)
     diagonal, column = queries.new_empty(shape), queries.new_zeros(shape)
     previous = queries.new_zeros(*shape[:2], max(0, length - 1))
-    buffers, units = _Buffers(queries), _units(queries, group, seen)
+    buffers, units = Buffers(queries), _units(queries, group, seen)
     for start in range(0, queries.shape[0], units):
         some = slice(start, start + units)
         first = 0

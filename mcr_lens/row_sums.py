@@ -23,6 +23,9 @@ TRIED, AGREE = 8, 1e-4
 KEYS, MOST, LEAST = 512, 512, 16
 """Keys in a tile, and queries at the most and at the least."""
 
+VIEWS = 32
+"""How many views of the memory are kept: tiles have few shapes, rows of growing length have many."""
+
 NUMBERS = 2**17
 """In a tile, for each core: half a MiB, twice, which fits in a core's own cache. Measured."""
 
@@ -39,8 +42,8 @@ def from_row_sums(
     """Column sums, row entropies, both diagonals and one column; None if the row sums are of other scores.
 
     Everything by [unit, head of it, t], where a unit is a key-value head of one prompt. Logarithms of row
-    sums are one more coordinate of the queries, so that the product is log A = s − lse itself: an error δ of
-    lse makes one of δ (1 − H) in an entropy H, and not one of the size of the scores.
+    sums are one more coordinate of the queries, so that the product is log A = s − lse itself. What rounding
+    leaves each row to sum to is taken off its entropy again: it would count as often as the row has nats.
     """
     at = torch.arange(seen.length)
     kv = key.shape[1]
@@ -54,9 +57,10 @@ def from_row_sums(
     hidden = ~seen.sees(tried[:, None], at)
     if not bool((totals.masked_fill_(hidden, -torch.inf).logsumexp(-1).abs() <= AGREE).all()):
         return None
-    columns, entropy = _walk(logs, keys, seen)
-    if not bool(((columns.sum(-1) / seen.length - 1).abs() <= AGREE).all()):  # of the rows not tried
+    columns, entropy, sums = _walk(logs, keys, seen)
+    if not bool(((sums - 1).abs() <= AGREE).all()):  # of the rows not tried
         return None
+    entropy = (entropy / sums).add_(sums.log()).clamp_(min=0)
     shared, scratch = keys[:, None], torch.empty_like(logs)
     diagonal = torch.mul(logs, shared, out=scratch).sum(-1).exp2_()
     previous = torch.mul(logs[:, :, 1:], shared[:, :, :-1], out=scratch[:, :, 1:]).sum(-1).exp2_()
@@ -69,16 +73,16 @@ def _products(logs: Tensor, keys: Tensor) -> Tensor:
     return (logs.flatten(1, 2) @ keys.mT).unflatten(1, logs.shape[1:3])
 
 
-def _walk(logs: Tensor, keys: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
-    """Σ A down the columns and −Σ A ln A along the rows, tile by tile, from logarithms to base 2.
+def _walk(logs: Tensor, keys: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ A down the columns, −Σ A ln A and Σ A along the rows, tile by tile, from logarithms to base 2.
 
     To base 2 because torch takes up to a hundred times longer over `exp` where it comes to nothing, and not
     over `exp2`.
     """
     count, group, length, width = logs.shape
-    columns, entropy = logs.new_empty(count, group, length), logs.new_empty(count, group, length)
+    columns, entropy, ones = (logs.new_empty(count, group, length) for _ in range(3))
     rows, units = _tile(count, group, length)
-    tiles = _Tiles(logs, units * group * min(rows, length) * min(KEYS, length))
+    tiles = Buffers(logs, units * group * min(rows, length) * min(KEYS, length))
     for start in range(0, count, units):
         some = slice(start, start + units)
         parts = [part.mT.contiguous() for part in keys[some].split(KEYS, 1)]
@@ -88,34 +92,41 @@ def _walk(logs: Tensor, keys: Tensor, seen: SeenKeys) -> tuple[Tensor, Tensor]:
             block = logs[some, :, first : first + rows].reshape(len(parts[0]), -1, width)
             weights = logs.new_ones(heads, 1, block.shape[1] // group)
             low, high = seen.keys_of(first, min(first + rows, length))
-            total = logs.new_zeros(block.shape[:2])
+            total, whole = logs.new_zeros(2, *block.shape[:2])
             for number in range(low // KEYS, -(-high // KEYS)):
                 left = number * KEYS
                 part, added = (each[number][..., : high - left] for each in (parts, sums))
-                scores, pattern = tiles.of(*block.shape[:2], part.shape[-1])
+                scores, pattern = tiles.views((*block.shape[:2], part.shape[-1]))
                 torch.bmm(block, part, out=scores)
                 seen.hide(scores.view(len(part), group, -1, part.shape[-1]), first, left)
                 torch.exp2(scores, out=pattern)
                 # A product with ones adds up the rows faster than a sum does.
                 added.baddbmm_(weights, pattern.view(heads, -1, part.shape[-1]))
+                whole += pattern.sum(-1)
                 total += scores.mul_(pattern).sum(-1)
             entropy[some, :, first : first + rows] = total.view(len(parts[0]), group, -1)
+            ones[some, :, first : first + rows] = whole.view(len(parts[0]), group, -1)
         columns[some] = torch.cat(sums, -1).view(-1, group, length)
-    return columns, entropy.mul_(-LN2).clamp_(min=0)
+    return columns, entropy.mul_(-LN2), ones
 
 
-class _Tiles:
-    """Memory for two tiles that every tile uses again; making its views takes as long as some of the work."""
+class Buffers:
+    """Two blocks of memory that every block of scores uses again, with the views of them that were made."""
 
-    def __init__(self, like: Tensor, numbers: int) -> None:
-        self._memory = like.new_empty(2, numbers)
+    def __init__(self, like: Tensor, numbers: int = 0) -> None:
+        self._like, self._held = like, like.new_empty(2, numbers)
         self._made: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
-    def of(self, *shape: int) -> tuple[Tensor, Tensor]:
-        """Two contiguous tensors of this shape."""
+    def views(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Two contiguous tensors of this shape; making them anew takes as long as some of the work."""
         if shape not in self._made:
-            one, other = self._memory[:, : math.prod(shape)]
-            self._made[shape] = one.view(shape), other.view(shape)
+            size = math.prod(shape)
+            if size > self._held.shape[1] or len(self._made) >= VIEWS:
+                self._made.clear()
+            if size > self._held.shape[1]:
+                self._held = self._like.new_empty(0)  # let go first
+                self._held = self._like.new_empty(2, size)
+            self._made[shape] = self._held[0, :size].view(shape), self._held[1, :size].view(shape)
         return self._made[shape]
 
 
