@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcr_lens.visibility import Visibility
+
 HIDDEN = -1e30
 """The score of a key that a query does not see: finite, because 0 · ∞ is not 0."""
 
@@ -14,14 +16,10 @@ MASKS = 4
 
 
 @dataclass(frozen=True)
-class SeenKeys:
-    """Which keys a query sees: earlier ones, so many of them, those of its chunk."""
+class SeenKeys(Visibility):
+    """What queries see, block by block of scores."""
 
-    length: int
-    causal: bool
-    window: int | None
-    chunk: int | None
-    _masks: dict[Any, Tensor] = field(default_factory=dict)
+    _masks: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
     def keys_of(self, first: int, stop: int) -> tuple[int, int]:
         """The range of keys that some query of first … stop − 1 sees."""
@@ -32,13 +30,6 @@ class SeenKeys:
             low = max(low, first // self.chunk * self.chunk)
             high = min(high, -(-stop // self.chunk) * self.chunk)
         return low, high
-
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether these queries see these keys."""
-        seen = key <= query if self.causal else torch.ones_like(key <= query)
-        if self.window:
-            seen = seen & (key > query - self.window)
-        return seen & (key // self.chunk == query // self.chunk) if self.chunk else seen
 
     def hide(self, scores: Tensor, first: int, low: int) -> None:
         """Lower the scores of keys that a query does not see; first query and key of the block are given."""

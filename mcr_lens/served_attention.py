@@ -152,9 +152,9 @@ class Attention:
         about = (self.name, seen.length, None if self.mask is None else self.mask.shape)
         if about in self.checked or self.mask is None or self.mask.ndim != 4:
             return
-        some = (0, seen.length // 2, seen.length - 1)
-        wanted = torch.stack([_visible_row(seen, query, self.mask.device) for query in some])
-        rows = self.mask[0, :, list(some), : seen.length]
+        some = torch.tensor([0, seen.length // 2, seen.length - 1], device=self.mask.device)
+        wanted = seen.sees(some[:, None], torch.arange(seen.length, device=self.mask.device))
+        rows = self.mask[0, :, some, : seen.length]
         hidden = _hidden_by(rows)
         added = rows.new_zeros(()) if rows.dtype == torch.bool else rows.masked_fill(hidden, 0)
         if bool((hidden == wanted).any()) or bool(added.any()):
@@ -163,15 +163,6 @@ class Attention:
                 "packed prompts, or a bias on the scores); wrap the model with mcr_lens.load_model"
             )
         self.checked.add(about)
-
-
-def _visible_row(seen: Visibility, query: int, device: torch.device) -> Bool[Tensor, "key"]:
-    """The keys that one query sees."""
-    key = torch.arange(seen.length, device=device)
-    row = key <= query if seen.causal else torch.ones_like(key, dtype=torch.bool)
-    if seen.window:
-        row = row & (key > query - seen.window)
-    return row & (key // seen.chunk == query // seen.chunk) if seen.chunk else row
 
 
 def _hidden_by(mask: Tensor) -> Tensor:

@@ -90,6 +90,13 @@ class Visibility:
             self.length, causal=self.causal, window=self.window, chunk=self.chunk, device=device
         )
 
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether these queries see these keys."""
+        seen = key <= query if self.causal else torch.ones_like(key <= query)
+        if self.window:
+            seen = seen & (key > query - self.window)
+        return seen & (key // self.chunk == query // self.chunk) if self.chunk else seen
+
     def keys(self) -> Int[Tensor, "query"]:
         """Number of keys that each query can see: those between its first and its last."""
         at = torch.arange(self.length)
