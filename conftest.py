@@ -64,6 +64,17 @@ def shapes_and_types(request):
 
 
 @pytest.fixture(autouse=True)
+def metrics_of_this_test():
+    """What a test, a page or an example registers is gone after it: no other must see it."""
+    from mcr_lens.metrics import _registry
+
+    before = dict(_registry._METRICS)
+    yield
+    _registry._METRICS.clear()
+    _registry._METRICS.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _names_of_examples(request, doctest_namespace):
     if not isinstance(request.node, DoctestItem):
         return

@@ -232,19 +232,15 @@ def test_metrics_that_workers_do_not_know():
     from jaxtyping import Float
     from torch import Tensor
 
-    from mcr_lens.metrics import _registry
 
-    @mcr.metric(units="1", source="test", overwrite=True)
+    @mcr.metric(units="1", source="test")
     def my_own(token_norms: Float[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:
         """Mine."""
         return token_norms.sum(-1)
 
-    try:
-        assert read_plan(given(metrics=["my_own"])).metrics == ("my_own",)
-        with pytest.raises(ValueError, match=r"the metric 'my_own' is not part of mcr_lens, so Ray workers"):
-            read_plan(given(metrics=["my_own"], engine="ray"))
-    finally:
-        _registry._METRICS.pop("my_own", None)
+    assert read_plan(given(metrics=["my_own"])).metrics == ("my_own",)
+    with pytest.raises(ValueError, match=r"the metric 'my_own' is not part of mcr_lens, so Ray workers"):
+        read_plan(given(metrics=["my_own"], engine="ray"))
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,7 @@ from torch import Tensor
 
 import mcr_lens
 from mcr_lens import get_metric, measure, metric
-from mcr_lens.metrics import _registry, sink_score
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """Registrations of this test are gone after it."""
-    monkeypatch.setattr(_registry, "_METRICS", dict(_registry._METRICS))
+from mcr_lens.metrics import sink_score
 
 
 def wrong_parameter(residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
@@ -58,7 +52,7 @@ def too_many_axes(resid: Tensor) -> Float[Tensor, "batch"]:
         (mixed, r"metric 'mixed' mixes tensors that live on different axes \(depth, layer\)"),
     ],
 )
-def test_user_metric_is_refused_when_declared(registry, llama, function, message):
+def test_user_metric_is_refused_when_declared(llama, function, message):
     """The signature is checked before anything runs, and nothing is registered."""
     with pytest.raises(ValueError, match=message):
         metric(function)
@@ -85,7 +79,7 @@ def test_user_metric_of_the_wrong_shape(llama, function, message):
     refused(ValueError, message, llama, ROWS, [function])
 
 
-def test_duplicate_registration(registry):
+def test_duplicate_registration():
     """A name is taken once; overwrite=True is for notebooks."""
 
     def sink_score(resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch"]:
@@ -100,7 +94,7 @@ def test_duplicate_registration(registry):
     assert get_metric("sink_score").function is sink_score
 
 
-def test_registered_metric_is_measured(registry, llama):
+def test_registered_metric_is_measured(llama):
     """A registered metric counts as a default one and carries units and source."""
 
     @metric(units="m", source="a notebook")
