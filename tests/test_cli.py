@@ -72,6 +72,7 @@ def test_measure_writes_result_and_report(loads, prompt_file, tmp_path):
     assert "Traceback" not in err and "Warning" not in err
 
 
+@pytest.mark.once
 def test_options_reach_the_measurement(loads, prompt_file, tmp_path):
     measure(
         prompt_file, tmp_path, "--metrics", "sink_score, norms", "--batch-size", 1, "--max-length", 9,
@@ -91,6 +92,7 @@ def test_first_token_is_not_called_bos(loads, prompt_file, tmp_path):
     assert "position 0 is the first token, not a BOS" in (tmp_path / "report.html").read_text("utf-8")
 
 
+@pytest.mark.once
 def test_library_warnings_are_notes(loads, prompt_file, tmp_path):
     prompt_file.write_text("long " * 30 + "\n" + "longer " * 30 + "\nshort enough to fit\n")
     _, err = measure(prompt_file, tmp_path)
@@ -105,6 +107,7 @@ def test_blank_lines_are_skipped_and_counted(loads, prompt_file, tmp_path):
     assert mcr_lens.load(tmp_path / "result.nc").sizes["prompt"] == 2
 
 
+@pytest.mark.once
 def test_json_lines(loads, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"id": 1, "text": t, "body": t[:12]}) + "\n" for t in LINES))
@@ -114,6 +117,7 @@ def test_json_lines(loads, tmp_path):
     assert mcr_lens.load(tmp_path / "result.nc").text.values.tolist() == [t[:12] for t in LINES]
 
 
+@pytest.mark.once
 def test_report_is_skipped_with_a_notice(loads, prompt_file, tmp_path, monkeypatch):
     _, err = measure(prompt_file, tmp_path, "--metrics", "value_drain")
     assert "note: no report was written: the result has none of massive_activation_ratio" in err
@@ -153,6 +157,7 @@ def test_errors_are_one_sentence(loads, tmp_path, content, more, message):
     assert out == ""
 
 
+@pytest.mark.once
 def test_more_errors(loads, prompt_file, tmp_path, monkeypatch):
     _, err = measure(tmp_path / "no.txt", tmp_path, code=1)
     assert err == f"error: {tmp_path / 'no.txt'} is not a file\n"
@@ -288,6 +293,7 @@ def test_diagnose_prints_verdicts_and_writes_what_was_asked_for(finds, prompt_fi
     assert "\x1b" not in out and max(map(len, out[: out.index("Written")].splitlines())) <= 80
 
 
+@pytest.mark.once
 def test_diagnose_without_files_takes_the_bundled_prompts(finds, prompt_file, tmp_path, monkeypatch):
     monkeypatch.setattr(cli_options, "DEMO_PROMPTS", str(prompt_file))
     monkeypatch.chdir(tmp_path)
@@ -297,6 +303,7 @@ def test_diagnose_without_files_takes_the_bundled_prompts(finds, prompt_file, tm
     assert "MLPs write it" in out
 
 
+@pytest.mark.once
 def test_diagnose_takes_cut_offs_and_position(finds, prompt_file, tmp_path):
     verdicts = tmp_path / "v.json"
     run(

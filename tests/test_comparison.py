@@ -140,6 +140,7 @@ def test_loss_is_the_models_own(llama, prompts, compared):
     np.testing.assert_allclose(compared.perplexity, np.exp(compared.next_token_loss), rtol=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("size", [1, 2])
 def test_batches_make_no_difference(llama, prompts, compared, size):
     """Also for edits that draw at random: they draw by prompt."""
@@ -156,6 +157,7 @@ def test_without_a_clean_condition(llama, prompts, compared):
     xr.testing.assert_identical(bare(condition(alone, "cut")), bare(condition(compared, "cut")))
 
 
+@pytest.mark.once
 def test_order_of_conditions_is_kept_and_makes_no_difference(llama, prompts, compared):
     """The clean one may stand last."""
     backwards = compare(llama, prompts, dict(reversed(CONDITIONS.items())), "all", progress=False)
@@ -291,6 +293,7 @@ def test_what_reads_logits_is_not_for_observe(llama, tokens, name):
         watch.result()
 
 
+@pytest.mark.once
 def test_doses_end_in_nothing_and_in_the_zero_ablation(llama, prompts):
     """λ = 1 is bitwise the clean model, λ = 0 bitwise the zero ablation; λ stands beside the condition."""
     where = {"layers": [0, 1], "positions": [0, 2]}
@@ -309,6 +312,7 @@ def test_doses_end_in_nothing_and_in_the_zero_ablation(llama, prompts):
     assert "factor" not in condition(ds, "λ = 0").coords
 
 
+@pytest.mark.once
 def test_more_of_the_write_is_more_of_the_massive_activation(demo):
     """On a trained model: with every dose the ratio grows and the prediction gets nearer."""
     ds = dose_response(demo, FRESH[:4], layers=0, metrics=["norms"], progress=False)

@@ -95,6 +95,7 @@ def test_the_first_look_shows_what_was_measured(demo, seen):
     assert seen.error is None and seen.message.value == ""
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("control", "value", "figures", "measured", "looked"),
     [
@@ -162,6 +163,7 @@ def test_an_intervention_shows_before_and_after(demo, seen, name, edit):
     np.testing.assert_allclose(heat(seen.figures[PATTERN]), closeup.pattern[1, 0], rtol=1e-5)
 
 
+@pytest.mark.once
 def test_a_function_gets_layer_and_position(demo):
     asked = []
 
@@ -190,6 +192,7 @@ def test_the_map_frames_the_chosen_head_and_a_click_chooses_another(seen, runs):
     assert framed() == (6, 1)
 
 
+@pytest.mark.once
 def test_positions_are_the_tokens_of_the_prompt(seen):
     assert len(seen.position.options) == len(PROMPT) + 1
     assert seen.position.options[:3] == (("0  <bos>", 0), ("1  T", 1), ("2  h", 2))
@@ -214,6 +217,7 @@ def fails(layer, position):
     raise ZeroDivisionError("in the user's <b>function</b>")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("control", "value", "sentence"),
     [
@@ -242,6 +246,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(demo, capsys, control, value
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.once
 def test_warnings_become_notes_that_stay(seen):
     long = "a b " * 40
     seen.prompt.value = long
@@ -253,6 +258,7 @@ def test_warnings_become_notes_that_stay(seen):
     assert seen.message.value == ""
 
 
+@pytest.mark.once
 def test_a_pattern_that_was_cut_says_so(demo, monkeypatch):
     monkeypatch.setattr(exploration, "SHOWN", 20)
     seen = explore(demo, PROMPT)
@@ -331,6 +337,7 @@ def test_messages_to_the_browser_hold_no_nan(seen, demo):
                 json.dumps(sent, allow_nan=False, default=lambda binary: bytes(binary).hex())
 
 
+@pytest.mark.once
 def test_a_view_that_is_opened_later_shows_the_same(seen):
     """As after the page was loaded again: it begins with what the kernel has written down."""
     seen.layer.value, seen.intervention.value = 1, "zero MLP"
@@ -358,6 +365,7 @@ def test_the_model_is_left_as_it_was(demo):
     assert torch.equal(logits(), before) and hook_census(demo) == hooks
 
 
+@pytest.mark.once
 def test_refusals(demo, monkeypatch):
     with pytest.raises(TypeError, match="prompt must be text to begin with, got list"):
         explore(demo, [1, 2])
@@ -376,6 +384,7 @@ def test_refusals(demo, monkeypatch):
                 explore(demo)
 
 
+@pytest.mark.once
 def test_importing_it_imports_no_widgets():
     import subprocess
 

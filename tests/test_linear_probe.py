@@ -71,6 +71,7 @@ def test_shuffled_labels_are_not_found(found):
     np.testing.assert_allclose(found.seed_control_accuracy.mean("seed"), found.control_accuracy)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_labels_without_any_relation_do_not_beat_the_majority(llama, pooling):
     """What would happen by chance does not count as found."""
@@ -79,6 +80,7 @@ def test_labels_without_any_relation_do_not_beat_the_majority(llama, pooling):
     assert (found.advantage_low <= 0).all() and (found.selectivity_low <= 0).all()
 
 
+@pytest.mark.once
 def test_what_is_the_same_for_all_texts_tells_nothing(planted):
     """BOS in a causal model differs by rounding only, with what ran beside it; that is not blown up."""
     ids = torch.cat([torch.zeros(120, 1, dtype=torch.long), planted[0]], 1)
@@ -87,6 +89,7 @@ def test_what_is_the_same_for_all_texts_tells_nothing(planted):
     np.testing.assert_array_equal(found.advantage, 0)
 
 
+@pytest.mark.once
 def test_the_same_seeds_give_the_same_numbers(llama, planted, found):
     """And more seeds add to them."""
     again = probe(llama, *planted)
@@ -97,6 +100,7 @@ def test_the_same_seeds_give_the_same_numbers(llama, planted, found):
     assert not {"control_accuracy", "selectivity", "seed_control_accuracy"} & set(fewer.data_vars)
 
 
+@pytest.mark.once
 def test_names_of_classes_do_not_matter(llama, planted, found):
     """Strings, numbers, arrays, tensors, truth values."""
     kinds = [planted[1].tolist(), torch.tensor(planted[1]), planted[1] == 1, ["no", "yes"]]
@@ -249,6 +253,7 @@ def right(weights, x, y):
     return ((x @ weights[:-1] + weights[-1] > 0) == y).astype(float)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("n", "d", "gap", "share", "shuffle"),
     [
@@ -349,6 +354,7 @@ def test_refusals(llama, options, error, message, monkeypatch):
 # -- real data --
 
 
+@pytest.mark.once
 def test_sentiment_in_a_small_real_model():
     """A model of children's stories has more of the tone of film reviews than guessing; shuffling has not."""
     model = load_model(str(real("models/stories260K")), verbose=False)

@@ -59,6 +59,7 @@ def test_nothing_is_taken_for_html(tmp_path, where):
     assert not any("alert(1)" in script for script in found.scripts)
 
 
+@pytest.mark.once
 def test_labels_and_variable_names_are_escaped(tmp_path):
     ds = fake_result()
     ds["anisotropy"].attrs.update(long_name=HOSTILE, units=HOSTILE, source=HOSTILE)
@@ -92,6 +93,7 @@ def test_plotly_is_inlined_once(tmp_path):
         assert html.count(f'<script type="application/json" id="{name}">') == 1
 
 
+@pytest.mark.once
 def test_twenty_prompts_at_most(tmp_path):
     text = page(fake_result(prompts=25), tmp_path).text
     assert "The first 20 of 25" in text and "A quiet afternoon 19" in text and "afternoon 20" not in text
@@ -109,6 +111,7 @@ def test_short_prompts_give_a_sentence_instead_of_a_warning(tmp_path):
     assert "even a head that attends to all keys" in page(fake_result(n_tokens=5), tmp_path).text
 
 
+@pytest.mark.once
 def test_part_of_the_metrics_is_enough(tmp_path):
     text = page(fake_result(names=("sink_score",)), tmp_path).text
     assert "sink rate" in text and "Massive activation" not in text
@@ -124,10 +127,12 @@ def test_result_that_went_through_a_file(tmp_path):
     assert page(ds, tmp_path).text == page(fake_result(), tmp_path).text
 
 
+@pytest.mark.once
 def test_a_lone_surrogate_does_not_stop_the_page(tmp_path):
     assert page(fake_result(token="\ud800x"), tmp_path).tags
 
 
+@pytest.mark.once
 def test_failure_leaves_the_old_page(tmp_path, monkeypatch):
     target = tmp_path / "report.html"
     target.write_text("old")
@@ -144,6 +149,7 @@ def test_failure_leaves_the_old_page(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.once
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
 def test_page_has_the_mode_of_an_ordinary_file(tmp_path):
     before = os.umask(0o022)
@@ -154,6 +160,7 @@ def test_page_has_the_mode_of_an_ordinary_file(tmp_path):
     assert stat.S_IMODE(written.stat().st_mode) == 0o644
 
 
+@pytest.mark.once
 def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
         write_report(fake_result(), tmp_path)
@@ -207,12 +214,14 @@ def test_verdicts_come_first(judged, tmp_path):
     assert badges == [f"verdict {claim.verdict}" for claim in diagnosis.claims]
 
 
+@pytest.mark.once
 def test_a_page_without_a_diagnosis_has_no_verdicts(judged, tmp_path):
     found = page(judged, tmp_path)
     assert "Does the claim hold" not in found.text
     assert not [a for _, a in found.tags if a.get("class") in ("claims", "summary")]
 
 
+@pytest.mark.once
 def test_no_claim_is_taken_for_html(judged, tmp_path):
     def tags(evidence: str) -> Page:
         written = write_report(judged, tmp_path / "h.html", diagnosis=verdict_on(judged, evidence))

@@ -232,7 +232,6 @@ def test_metrics_that_workers_do_not_know():
     from jaxtyping import Float
     from torch import Tensor
 
-
     @mcr.metric(units="1", source="test")
     def my_own(token_norms: Float[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:
         """Mine."""
