@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	$(BIN)/mcr-lens demo --out $(OUT)
 
 test: $(VENV)/.test
-	$(QUIETLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$(SELECT)"
+	$(QUIETLY) $(BIN)/python -m pytest -q -p no:nbmake -n 2 --dist loadfile --no-loadscope-reorder -m "$(SELECT)"
 	$(QUIETLY) $(BIN)/python -m pytest -q --nbmake -n 2 $(NOTEBOOKS)
 
 # Repetition too: more seeds, families and sizes, simulations, trainings, killed sweeps: twice the time.

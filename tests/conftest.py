@@ -14,6 +14,10 @@ if not torch.cuda.is_available():  # kernels are then interpreted, which Triton 
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Before jaxtyping's checks are put in place: what is imported behind them is compiled anew each time.
+import transformer_lens  # noqa: E402, F401
+
+
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
@@ -40,6 +44,9 @@ CORE = {"gpt2", "neox", "llama3", "gemma3", "gpt_oss", "bert"}
 OF_EVERY_FAMILY = ("test_reference.py", "test_families.py", "test_inspection.py", "test_hugging_face.py")
 """Files that ask every family whenever tests run; elsewhere, families beside the core are `slow`."""
 
+OF_THE_CORE = ("test_every_metric_in_bfloat16", "test_against_a_model_that_runs_in_float64")
+"""Tests in those files that say of other precisions what another says of every family."""
+
 
 @pytest.hookimpl(trylast=True)  # pytest has an order of its own, by fixtures
 def pytest_collection_modifyitems(items):
@@ -52,7 +59,8 @@ def pytest_collection_modifyitems(items):
 def pytest_itemcollected(item):
     """What repeats a law in one more family is left to `make test-all`."""
     given = getattr(item, "callspec", None)
-    if given is None or item.path.name in OF_EVERY_FAMILY:
+    every = item.path.name in OF_EVERY_FAMILY and not item.name.startswith(OF_THE_CORE)
+    if given is None or every:
         return
     from models import FAMILIES
 

@@ -11,7 +11,7 @@ from doc_pages import RUN, blocks
 
 pytestmark = pytest.mark.once
 
-LONG = {"figures", "readouts", "cluster", "training", "big_models", "own_model"}
+LONG = {"figures", "readouts", "cluster", "training", "big_models", "own_model", "verdict"}
 """Pages that take longest to follow: only `make test-all` does."""
 
 

@@ -125,8 +125,10 @@ def test_workers_of_other_versions(cluster, tmp_path):
         list(engine(Old).run([iter(tasks(tmp_path, 1))]))
 
 
-def test_more_than_there_is(cluster, tmp_path):
+def test_more_than_there_is(monkeypatch):
     """Asked for at once, before a worker waits for ever."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(SweepError, match="3 workers need more than the 2 CPUs of the cluster; lower workers"):
         list(engine(object, workers=3).run([]))
     with pytest.raises(SweepError, match="2 workers with 1 GPUs each need more than the 0 GPUs there are"):

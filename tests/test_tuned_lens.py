@@ -216,6 +216,7 @@ def test_the_demo_model_is_read_better_at_every_depth():
     assert (ds.cross_entropy <= ds.logit_lens_cross_entropy).all() and (ds.gain_low[:-1] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_real_model_is_read_better_at_every_depth():
     model = mcr.load_model(str(real("models/stories260K")), verbose=False)
     text = real("data/wikitext2/valid.txt").read_text()[:30000]

@@ -81,7 +81,7 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-@pytest.fixture(params=[NARROW, WIDE])
+@pytest.fixture(params=[NARROW, pytest.param(WIDE, marks=pytest.mark.slow)])
 def width(request: pytest.FixtureRequest) -> int:
     """A telephone and a desktop."""
     return request.param

@@ -54,7 +54,7 @@ def test_refused_in_words(world: World, case: Command, empty):
     [
         (["measure", "demo", "--prompts", "\udcff", "--out", "out"], 1, "is not a file"),
         (["inspect", "/no/such/folder"], 1, "is no model: there is no such folder"),
-        (["sweep", "."], 1, "is not a file; name a plan file"),
+        pytest.param(["sweep", "."], 1, "is not a file; name a plan file", marks=pytest.mark.slow),
     ],
 )
 def test_as_a_process(arguments, code, says, tmp_path):

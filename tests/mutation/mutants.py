@@ -27,8 +27,9 @@ PAGE = ROOT / "docs" / "mutants.md"
 SUBSET = (
     "tests/test_metrics_golden.py", "tests/test_reference.py", "tests/laws/test_metric_laws.py",
     "tests/laws/test_causality.py", "tests/test_results.py", "tests/test_summaries.py",
-    "tests/test_bounds.py", "tests/test_statistics.py", "tests/test_visibility.py", "tests/test_edits.py",
-    "tests/test_prompts.py", "tests/test_sink_curves.py", "tests/test_observe.py::test_mask_given_to_observe",
+    "tests/test_bounds.py", "tests/test_statistics.py", "tests/test_bootstrap.py",
+    "tests/test_visibility.py", "tests/test_edits.py", "tests/test_prompts.py", "tests/test_sink_curves.py",
+    "tests/test_observe.py::test_mask_given_to_observe",
     "tests/test_observe.py::test_padding_with_a_mask_does_not_count[gpt2-left]",
     "tests/test_coverage_of_intervals.py::test_other_levels",
 )  # fmt: skip
