@@ -1,11 +1,8 @@
-"""Does a sweep measure what `measure` measures, once, and whatever happens in between?"""
+"""Does a sweep measure what `measure` measures, and say what it could not?"""
 
 import os
-import shutil
 import tracemalloc
 import warnings
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,42 +11,10 @@ import xarray as xr
 from models import hugging_face, tokenizer
 
 import mcr_lens as mcr
-from mcr_lens import SweepError, SweepWarning, load_model, moments, read_moments, sweep
+from mcr_lens import SweepError, moments, read_moments
 from mcr_lens.sweep_engines import Outcome
-from mcr_lens.sweep_store import CHECKSUM, DIGEST, Store, file_name
-
-TEXTS = [f"sentence {i} of a few" for i in range(10, 17)]
-METRICS = ["bos_norm", "massive_activation_ratio", "sink_score", "strongest_token"]
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load_model(hugging_face("llama"), tokenizer=tokenizer(), verbose=False)
-
-
-@pytest.fixture
-def given(tmp_path, tiny):
-    """A plan: one model, seven prompts of one length, three in a part."""
-    return {
-        "out": tmp_path / "out", "metrics": METRICS, "chunk": 3, "batch_size": 1,
-        "models": [{"name": "tiny", "model": tiny}], "prompts": [{"name": "p", "texts": TEXTS}],
-    }  # fmt: skip
-
-
-def go(plan, **changes):
-    return sweep(plan, progress=False, **changes)
-
-
-def bare(ds: xr.Dataset) -> xr.Dataset:
-    """Without what differs between a sweep and `measure`, or between two runs."""
-    out = ds.copy()
-    gone = ("created", DIGEST, CHECKSUM, "prompt_set")
-    out.attrs = {k: v for k, v in ds.attrs.items() if k not in gone}
-    return out
-
-
-def parts(out: Path) -> dict[str, tuple[int, int]]:
-    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(out.glob("parts/*/*/*.nc"))}
+from mcr_lens.sweep_store import Store, file_name
+from sweeps.running import METRICS, TEXTS, bare, go
 
 
 def test_a_sweep_is_measure(given, tiny):
@@ -92,121 +57,6 @@ def test_moments_are_those_of_the_prompts(given):
             np.testing.assert_allclose(one[name], other[name], rtol=1e-12)
     assert read_moments(found, "count").massive_activation_ratio.max() == 7  # one token has no others
     xr.testing.assert_identical(mcr.load_moments(kept.table.path[0]), found)
-
-
-def test_nothing_is_measured_twice(given, monkeypatch):
-    """A second run reads what is there; a lost result is put together again from its parts."""
-    first = go(given)
-    before = parts(first.out)
-    monkeypatch.setattr("mcr_lens.sweep_engines.measure_part", lambda *_: pytest.fail("measured again"))
-    again = go(given)
-    assert again.table.reused.tolist() == [3] and parts(first.out) == before
-    result = Path(first.table.path[0])
-    whole = xr.load_dataset(result, engine="h5netcdf")  # older HDF5 writes the second into the bytes
-    result.unlink()
-    xr.testing.assert_identical(go(given).results["tiny/p"], first.results["tiny/p"])
-    xr.testing.assert_identical(xr.load_dataset(result, engine="h5netcdf"), whole)
-
-
-def test_a_result_is_enough(given, monkeypatch):
-    """Parts may go once the result is there."""
-    first = go(given)
-    shutil.rmtree(first.out / "parts")
-    monkeypatch.setattr("mcr_lens.sweep_engines.measure_part", lambda *_: pytest.fail("measured again"))
-    assert go(given).table.done.all()
-
-
-@pytest.mark.once
-@pytest.mark.parametrize(
-    "damage", ["cut", "flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("emptied", "other"))]
-)
-def test_a_damaged_part_is_made_anew(given, damage):
-    """Whatever happened to a file, it is noticed, said by name, and only that part is measured again."""
-    first = go(given)
-    before, result = parts(first.out), Path(first.table.path[0])
-    part = sorted(first.out.glob("parts/*/*/*.nc"))[1]
-    whole = part.read_bytes()
-    if damage == "flipped":  # the values of a variable, where HDF5 itself sees nothing
-        ds = xr.load_dataset(part, engine="h5netcdf")
-        at = whole.index(ds.bos_norm.values[0].tobytes())
-        part.write_bytes(whole[: at + 3] + bytes([whole[at + 3] ^ 1]) + whole[at + 4 :])
-    elif damage == "other":
-        shutil.copy(sorted(first.out.glob("parts/*/*/*.nc"))[0], part)
-    else:
-        part.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    damaged = part.read_bytes()
-    result.unlink()
-    if damage == "other":  # whole, but of other prompts
-        again = go(given)
-    else:
-        with pytest.warns(SweepWarning, match=rf"{part.name} .*; it is made anew"):
-            again = go(given)
-    assert part.read_bytes() != damaged and again.table.reused.tolist() == [2]
-    after = parts(first.out)
-    assert [n for n in before if before[n] != after[n]] == [part.name]
-    xr.testing.assert_identical(bare(again.results["tiny/p"]), bare(mcr.load(result)))
-
-
-@pytest.mark.once
-def test_a_damaged_result_is_made_anew(given):
-    first = go(given)
-    result = Path(first.table.path[0])
-    held, whole = first.results["tiny/p"], result.read_bytes()
-    result.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="cannot be read"):
-        first.results["tiny/p"]
-    with pytest.warns(SweepWarning, match=r"p\.nc cannot be read .*; it is made anew"):
-        again = go(given)
-    if version("h5netcdf") != "1.5.0":  # which writes the time of day into the header
-        assert result.read_bytes() == whole
-    xr.testing.assert_identical(again.results["tiny/p"], held)
-
-
-CHANGES = {
-    "metrics": ["bos_norm", "sink_score"],
-    "max_length": 20,
-    "prepend_bos": False,
-    "position": 1,
-    "batch_size": 2,
-    "keep": "moments",
-    "conditions": {"clean": [], "cut": [mcr.zero_bos_mlp(1)]},
-    "prompts": [{"name": "p", "texts": [t.upper() for t in TEXTS]}],
-}
-
-
-@pytest.mark.once
-@pytest.mark.parametrize(
-    "key", [pytest.param(k, marks=[] if k in ("metrics", "keep") else pytest.mark.slow) for k in CHANGES]
-)
-def test_a_changed_plan_uses_nothing_old(given, key):
-    """Every option that makes the numbers makes new parts, and the old ones stay for the old plan."""
-    first = go(given)
-    before = parts(first.out)
-    changed = go(given | {key: CHANGES[key]})
-    assert changed.table.reused.tolist() == [0] and before.items() < parts(first.out).items()
-    assert go(given).table.reused.tolist() == [3]
-
-
-@pytest.mark.slow
-def test_other_weights_use_nothing_old(given):
-    """A model of the same name whose weights or tokenizer differ is another model."""
-    go(given)
-    other = load_model(hugging_face("llama"), tokenizer=tokenizer(), verbose=False)
-    assert go(given | {"models": [{"name": "tiny", "model": other}]}).table.reused.tolist() == [3]
-    with torch.no_grad():
-        next(other.original_model.parameters()).view(-1)[5] += 1e-3
-    assert go(given | {"models": [{"name": "tiny", "model": other}]}).table.reused.tolist() == [0]
-    bos = load_model(hugging_face("llama"), tokenizer=tokenizer(bos=False), verbose=False)
-    assert go(given | {"models": [{"name": "tiny", "model": bos}]}).table.reused.tolist() == [0]
-
-
-@pytest.mark.once
-def test_more_prompts_cost_only_the_new_ones(given):
-    """Whole chunks at the beginning are used again."""
-    go(given)
-    longer = given | {"prompts": [{"name": "p", "texts": [*TEXTS, "and one more at the end"]}]}
-    assert go(longer).table.reused.tolist() == [2]
-    assert go(given | {"prompts": [{"name": "p", "texts": TEXTS, "limit": 6}]}).table.reused.tolist() == [2]
 
 
 @pytest.mark.once
@@ -338,43 +188,6 @@ def test_names_stay_in_the_folder(given, tiny, tmp_path):
     assert len({file_name(name).lower() for name in names}) == len(names)
 
 
-@pytest.mark.slow
-@pytest.mark.once
-def test_a_folder_of_weights(tmp_path, given):
-    """A checkpoint by its path: changed files are another model, and the folder's own name is the label."""
-    folder = tmp_path / "ckpt"
-    hugging_face("llama").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    plan = given | {"models": [{"name": str(folder), "label": "ckpt"}]}
-    first = go(plan)
-    assert first.results["ckpt/p"].model == str(folder) and go(plan).table.reused.tolist() == [3]
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config + "\n")
-    assert go(plan).table.reused.tolist() == [0]
-
-
-@pytest.mark.once
-def test_a_hub_model_is_pinned_to_its_commit(tmp_path, given, monkeypatch):
-    """A revision that moves between two runs is another model; the result says what it was called and was."""
-    commits = ["a" * 40, "b" * 40]
-    cache = tmp_path / "hub" / "models--acme--tiny"
-    (cache / "refs").mkdir(parents=True)
-    for commit in commits:
-        folder = cache / "snapshots" / commit
-        hugging_face("llama").save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    plan = given | {"models": [{"name": "acme/tiny", "revisions": ["main"]}]}
-    for commit in commits:
-        (cache / "refs" / "main").write_text(commit)
-        found = go(plan)
-        assert found.table.reused.tolist() == [0]
-        ds = found.results["acme/tiny@main/p"]
-        assert (ds.attrs["model"], ds.attrs["revision"], ds.attrs["commit"]) == ("acme/tiny", "main", commit)
-    assert go(plan).table.reused.tolist() == [3]
-
-
 class Counting:
     """Stands for a worker: no model, and a note of how far the prompts were read when a part was made."""
 
@@ -437,23 +250,3 @@ def test_warnings_of_a_model_are_told_once(given, monkeypatch):
     with pytest.warns(mcr.ObservationWarning, match="mind this") as seen:
         go(given)
     assert len(seen) == 1
-
-
-@pytest.mark.once
-def test_interrupted_by_hand(given, monkeypatch):
-    """Ctrl-C in the middle passes through, keeps what is finished and lets go of the folder."""
-    count = 0
-    real = mcr.measure
-
-    def measure(*args, **options):
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        return real(*args, **options)
-
-    monkeypatch.setattr("mcr_lens.sweep_engines.measure", measure)
-    with pytest.raises(KeyboardInterrupt):
-        go(given)
-    assert len(parts(given["out"])) == 2
-    assert go(given).table.reused.tolist() == [2]

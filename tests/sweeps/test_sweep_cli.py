@@ -102,7 +102,7 @@ def test_no_plan(tmp_path):
 @pytest.mark.demo
 def test_the_example(tmp_path):
     """The plan that comes with the package runs as it is."""
-    example = Path(__file__).parents[1] / "examples" / "sweep_plan.toml"
+    example = Path(__file__).parents[2] / "examples" / "sweep_plan.toml"
     out, _ = run("sweep", example, "--out", tmp_path)
     assert "demo/bundled" in out and "done" in out
     ds = mcr_lens.load(tmp_path / "results" / "demo" / "bundled.nc")

@@ -10,7 +10,7 @@ from mcr_lens.intervention_tables import KINDS, read_intervention
 from mcr_lens.metrics._registry import select
 from mcr_lens.sweep_plan import read_plan
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "sweep_plan.toml"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep_plan.toml"
 
 MADE = [
     mcr.zero_ablation("mlp_out", layers=[0, 2], positions=None),
