@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mcr_lens.hookpoints import READS, HookedModel, context_length, trying
-from mcr_lens.visibility import attention_chunk, attention_window, is_causal, visible_mask
+from mcr_lens.visibility import Visibility, attention_chunk, attention_window, is_causal
 
 SHORTEST, LONGEST = 16, 1032
 """Tokens of the probe: enough to reach beyond the shortest window, within reason."""
@@ -103,7 +103,7 @@ def _mask_problem(seen: Tensor | None, causal: bool, window: int | None, chunk: 
     if seen is None:
         return ""
     length = seen.shape[0]
-    claimed = visible_mask(length, causal=causal, window=window, chunk=chunk)
+    claimed = Visibility(length, causal, window, chunk).mask()
     offset = torch.arange(length)[:, None] - torch.arange(length)
     outside = (seen & ~claimed).nonzero().tolist()
     if outside:

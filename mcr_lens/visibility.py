@@ -41,36 +41,6 @@ def attention_chunk(model: HookedModel, layer: int) -> int | None:
     return getattr(config, "attention_chunk_size", None)
 
 
-def visible_mask(
-    length: int,
-    *,
-    causal: bool = True,
-    window: int | None = None,
-    chunk: int | None = None,
-    device: Any = None,
-) -> Bool[Tensor, "query key"]:
-    """Which keys each query can see: earlier ones and itself, at most `window`, in the same `chunk`.
-
-    >>> visible_mask(3, window=2).int()
-    tensor([[1, 0, 0],
-            [1, 1, 0],
-            [0, 1, 1]], dtype=torch.int32)
-    >>> visible_mask(3, chunk=2).int()
-    tensor([[1, 0, 0],
-            [1, 1, 0],
-            [0, 0, 1]], dtype=torch.int32)
-    """
-    mask = torch.ones(length, length, dtype=torch.bool, device=device)
-    if causal:
-        mask = mask.tril()
-    if window:
-        mask = mask.triu(1 - window)
-    if chunk:
-        number = torch.arange(length, device=device) // chunk
-        mask = mask & (number[:, None] == number)
-    return mask
-
-
 @dataclass(frozen=True)
 class Visibility:
     """What the queries of one layer see in a prompt of this length, without a mask of its square.
@@ -85,10 +55,19 @@ class Visibility:
     chunk: int | None = None
 
     def mask(self, device: Any = None) -> Bool[Tensor, "query key"]:
-        """Which keys each query can see, all of it."""
-        return visible_mask(
-            self.length, causal=self.causal, window=self.window, chunk=self.chunk, device=device
-        )
+        """Which keys each query can see: earlier ones and itself, at most `window`, in the same `chunk`.
+
+        >>> Visibility(3, window=2).mask().int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [0, 1, 1]], dtype=torch.int32)
+        >>> Visibility(3, chunk=2).mask().int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [0, 0, 1]], dtype=torch.int32)
+        """
+        at = torch.arange(self.length, device=device)
+        return self.sees(at[:, None], at)
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether these queries see these keys."""

@@ -32,8 +32,8 @@ def llama():
 
 
 LONGEST = (
-    "test_sweep_ray.py", "test_report_page.py", "test_diagnosis.py", "test_howtos.py", "test_sweep_resumed.py",
-    "test_reference.py", "test_explorer.py", "test_verdicts.py", "test_cli.py", "test_tuned_lens.py",
+    "test_sweep_ray.py", "test_report_page.py", "test_diagnosis.py", "test_howtos.py", "test_reference.py",
+    "test_sweep_resumed.py", "test_explorer.py", "test_verdicts.py", "test_cli.py", "test_tuned_lens.py",
 )  # fmt: skip
 """Files that take longest, longest first (`pytest --durations=0`)."""
 

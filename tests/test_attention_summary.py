@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mcr_lens import attention_summary, row_sums
 from mcr_lens.attention_summary import summarize
-from mcr_lens.visibility import visible_mask
+from mcr_lens.visibility import Visibility
 
 
 def from_pattern(query, key, *, scale, causal, window, chunk, softcap, sink_logits, position):
@@ -17,7 +17,7 @@ def from_pattern(query, key, *, scale, causal, window, chunk, softcap, sink_logi
     scores = query @ key.mT * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    visible = visible_mask(query.shape[2], causal=causal, window=window, chunk=chunk)
+    visible = Visibility(query.shape[2], causal, window, chunk).mask()
     scores = scores.masked_fill(~visible, -torch.inf)
     if sink_logits is not None:
         column = sink_logits.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
@@ -127,7 +127,7 @@ def test_a_sink_logit_that_takes_everything_leaves_nothing():
 
 def logsumexp(query, key, scale, **seen):
     scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * scale
-    return scores.masked_fill(~visible_mask(query.shape[2], **seen), -torch.inf).logsumexp(-1)
+    return scores.masked_fill(~Visibility(query.shape[2], **seen).mask(), -torch.inf).logsumexp(-1)
 
 
 @settings(max_examples=100, deadline=None)
