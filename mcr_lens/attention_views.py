@@ -21,7 +21,7 @@ import xarray as xr
 from mcr_lens._checks import as_shown
 from mcr_lens._files import replacing
 from mcr_lens._optional import require
-from mcr_lens.schema import ResultSchemaError, require_alike, require_coords
+from mcr_lens.schema import require_closeup
 
 MOST = 128
 """Tokens that a view draws at most: it draws their square, and a browser takes its time over more."""
@@ -203,7 +203,7 @@ def _some(word: str, items: list[Any]) -> str:
 
 def _context(closeup: xr.Dataset, max_tokens: int) -> dict[str, Any]:
     """Everything that the template shows, cut to what can be drawn."""
-    _check(closeup)
+    require_closeup(closeup, "pattern", "condition", "shown", "query", "key")
     check_drawable(max_tokens)
     shown = min(max_tokens, closeup.sizes["key"])
     cut = closeup.isel(query=slice(shown), key=slice(shown), position=slice(shown))
@@ -235,25 +235,6 @@ def _context(closeup: xr.Dataset, max_tokens: int) -> dict[str, Any]:
         "color": f"rgb{COLOR}",
         "data": _safe(_json(data)),
     }
-
-
-def _check(closeup: Any) -> None:
-    if not isinstance(closeup, xr.Dataset) or not {"condition", "position"} <= set(closeup.dims):
-        raise ResultSchemaError(
-            f"expected what mcr_lens.close_up returns, got a {type(closeup).__name__} of another kind"
-        )
-    axes = {"condition", "shown", "query", "key"}
-    if "pattern" in closeup and not axes <= set(closeup["pattern"].dims):
-        raise ResultSchemaError(
-            f"the pattern has the axes {', '.join(map(str, closeup['pattern'].dims))}; pass the close-up as "
-            "mcr_lens.close_up returns it"
-        )
-    if "pattern" not in closeup or not closeup["pattern"].size or not closeup.sizes["position"]:
-        raise ResultSchemaError(
-            "the close-up holds no patterns; call mcr_lens.close_up with heads=[(layer, head), ...]"
-        )
-    require_coords(closeup, "layer", "head", "token", of="close-up")
-    require_alike(closeup, "position", "query", "key", of="close-up")
 
 
 def _interventions(closeup: xr.Dataset) -> dict[str, Any]:

@@ -187,6 +187,35 @@ def require_alike(ds: xr.Dataset, *axes: str, of: str) -> None:
         )
 
 
+def require_closeup(closeup: Any, variable: str, *axes: str) -> None:
+    """Refuse in words what is no close-up, or one that has lost this variable, its axes or its places.
+
+    Raises:
+        ResultSchemaError: what is missing.
+
+    Source: this library.
+    """
+    if not isinstance(closeup, xr.Dataset) or "position" not in closeup.dims:
+        what = "this Dataset" if isinstance(closeup, xr.Dataset) else type(closeup).__name__
+        raise ResultSchemaError(f"expected a close-up, got {what}; pass what mcr_lens.close_up returns")
+    if variable not in closeup:
+        hint = "heads=[(layer, head), ...]" if variable == "pattern" else "a prompt"
+        raise ResultSchemaError(f"the close-up has no {variable}; call mcr_lens.close_up with {hint}")
+    missing = [axis for axis in axes if axis not in closeup[variable].dims]
+    if missing:
+        held = ", ".join(map(str, closeup[variable].dims)) or "none"
+        raise ResultSchemaError(
+            f"{variable!r} of the close-up has no axis {missing[0]!r}, its axes are {held}; pass it as "
+            "mcr_lens.close_up returns it"
+        )
+    require_coords(closeup, "condition", "token", of="close-up")
+    if "shown" in axes:
+        require_coords(closeup, "layer", "head", of="close-up")
+        require_alike(closeup, "position", "query", "key", of="close-up")
+    if not closeup[variable].size:
+        raise ResultSchemaError(f"the close-up holds no {variable}; pass it as mcr_lens.close_up returns it")
+
+
 def require_single(ds: xr.Dataset, *names: str, empty: bool = False, picked: Sequence[str] = ()) -> None:
     """Refuse in words what is not one result, under one condition, with prompts and these variables.
 

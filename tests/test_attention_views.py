@@ -223,15 +223,15 @@ def test_edits_in_words():
 @pytest.mark.parametrize("draw", [attention_page, fragments])
 def test_refusals(draw):
     ds = closeup()
-    with pytest.raises(ResultSchemaError, match=r"holds no patterns; call mcr_lens\.close_up with heads="):
+    with pytest.raises(ResultSchemaError, match=r"has no pattern; call mcr_lens\.close_up with heads="):
         draw(ds.drop_dims("shown"))
-    with pytest.raises(ResultSchemaError, match="holds no patterns"):
+    with pytest.raises(ResultSchemaError, match="holds no pattern; pass it as"):
         draw(ds.isel(shown=slice(0)))
-    with pytest.raises(
-        ResultSchemaError, match=r"expected what mcr_lens\.close_up returns, got a Dataset of"
-    ):
+    with pytest.raises(ResultSchemaError, match="'pattern' of the close-up has no axis 'condition', its"):
         draw(ds.isel(condition=0))
-    with pytest.raises(ResultSchemaError, match="got a dict of another kind"):
+    with pytest.raises(ResultSchemaError, match="expected a close-up, got this Dataset; pass what"):
+        draw(ds.drop_dims("position"))
+    with pytest.raises(ResultSchemaError, match="expected a close-up, got dict"):
         draw({})
     for wrong in (0, 129, 2.0, True, None):
         with pytest.raises(ValueError, match=rf"max_tokens={wrong}: a view draws from 1 to 128 tokens"):

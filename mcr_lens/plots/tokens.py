@@ -11,7 +11,7 @@ from mcr_lens._checks import as_shown
 from mcr_lens._optional import require
 from mcr_lens.plots.panels import log_ticks
 from mcr_lens.plots.theme import AXIS, RIGHT, SEQUENTIAL, depth_ticks, frame, plain, shortened
-from mcr_lens.schema import ResultSchemaError, require_alike, require_axes, require_coords
+from mcr_lens.schema import require_closeup
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -162,24 +162,12 @@ def plot_pattern(
 
 def _one(closeup: Any, variable: str, condition: str, *axes: str) -> xr.DataArray:
     """One variable of a close-up under one condition, over these axes."""
-    known = isinstance(closeup, xr.Dataset) and {"condition", "token"} <= set(closeup.coords)
-    if not known or "position" not in closeup.dims:
-        what = "this Dataset" if isinstance(closeup, xr.Dataset) else type(closeup).__name__
-        raise ResultSchemaError(f"expected a close-up, got {what}; pass what mcr_lens.close_up returns")
-    if variable not in closeup:
-        hint = "heads=[(layer, head), ...]" if variable == "pattern" else "a prompt"
-        raise ResultSchemaError(f"the close-up has no {variable}; call mcr_lens.close_up with {hint}")
-    require_axes(closeup, "condition", *axes, of=variable)
+    require_closeup(closeup, variable, "condition", *axes)
     names = [str(name) for name in closeup.condition.values]
     if not isinstance(condition, str) or condition not in names:
         raise ValueError(
             f"condition {as_shown(condition)} is not in the close-up; it holds {', '.join(names)}"
         )
-    if "shown" in axes:
-        require_coords(closeup, "layer", "head", of="close-up")
-        require_alike(closeup, "position", "query", "key", of="close-up")
-    if not closeup[variable].size:
-        raise ResultSchemaError(f"the close-up holds no {variable}; pass it as mcr_lens.close_up returns it")
     return closeup[variable].isel(condition=names.index(condition)).transpose(*axes)
 
 
