@@ -5,6 +5,7 @@ The page of the API says the same to readers. Each is made once, and only for an
 
 import re
 from importlib.util import find_spec
+from unittest.mock import patch
 
 import jaxtyping
 import pytest
@@ -68,10 +69,8 @@ def metrics_of_this_test():
     """What a test, a page or an example registers is gone after it: no other must see it."""
     from mcr_lens.metrics import _registry
 
-    before = dict(_registry._METRICS)
-    yield
-    _registry._METRICS.clear()
-    _registry._METRICS.update(before)
+    with patch.dict(_registry._METRICS):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -139,8 +139,8 @@ def _called(name: Any) -> str:
     return name[:100] if isinstance(name, str) else as_shown(name)
 
 
-def require_axes(ds: xr.Dataset, *axes: str, of: str) -> None:
-    """Refuse in words a variable that has lost an axis, or has it under another name.
+def require_axes(ds: xr.Dataset, *axes: str, of: str, kind: str = "result") -> None:
+    """Refuse in words a variable, `of` a result or a close-up, that has lost an axis or calls it otherwise.
 
     Raises:
         ResultSchemaError: which axis, and which the variable has.
@@ -151,8 +151,9 @@ def require_axes(ds: xr.Dataset, *axes: str, of: str) -> None:
     if missing:
         held = ", ".join(map(str, ds[of].dims)) or "none"
         raise ResultSchemaError(
-            f"{of!r} has no axis {missing[0]!r}, its axes are {held}; pass the result as mcr_lens.measure "
-            "returns it, and select or rename afterwards"
+            f"{of!r} has no axis {missing[0]!r}, its axes are {held}; pass the {kind} as "
+            f"mcr_lens.{'close_up' if kind == 'close-up' else 'measure'} returns it, and select or rename "
+            "afterwards"
         )
 
 
@@ -201,13 +202,7 @@ def require_closeup(closeup: Any, variable: str, *axes: str) -> None:
     if variable not in closeup:
         hint = "heads=[(layer, head), ...]" if variable == "pattern" else "a prompt"
         raise ResultSchemaError(f"the close-up has no {variable}; call mcr_lens.close_up with {hint}")
-    missing = [axis for axis in axes if axis not in closeup[variable].dims]
-    if missing:
-        held = ", ".join(map(str, closeup[variable].dims)) or "none"
-        raise ResultSchemaError(
-            f"{variable!r} of the close-up has no axis {missing[0]!r}, its axes are {held}; pass it as "
-            "mcr_lens.close_up returns it"
-        )
+    require_axes(closeup, *axes, of=variable, kind="close-up")
     require_coords(closeup, "condition", "token", of="close-up")
     if "shown" in axes:
         require_coords(closeup, "layer", "head", of="close-up")

@@ -100,8 +100,7 @@ def bounds(ds: xr.Dataset) -> xr.Dataset:
     True
     """
     require_single(ds, *NEEDED, empty=True, picked=["depth"])
-    bos, rest, alpha = _bare(ds, "bos_energy", "rest_energy", "bos_alignment")
-    (n_tokens,) = _bare(ds, "n_tokens")
+    bos, rest, alpha, n_tokens = _bare(ds, "bos_energy", "rest_energy", "bos_alignment", "n_tokens")
     rank = n_tokens.clip(max=ds.attrs["d_model"])
     total, aligned = bos + rest, _chosen(rest != 0, alpha * rest, 0.0)
     reached = bos + aligned
@@ -213,7 +212,7 @@ def bound_violations(ds: xr.Dataset, *, rounding: float | None = None) -> "pd.Da
     }
     lines = []
     for name, tolerance in tolerances.items():
-        (slack,) = _bare(found, f"{name}_slack")
+        slack = found.variables[f"{name}_slack"]
         there = (total > 0) | total.isnull()
         if "top" in slack.dims:
             there = there & (size >= 0)
@@ -231,7 +230,7 @@ def bound_violations(ds: xr.Dataset, *, rounding: float | None = None) -> "pd.Da
 
 def _bare(ds: xr.Dataset, *names: str) -> list[xr.Variable]:
     """Variables without coordinates: to align what belongs together at every step takes ten times as long."""
-    return [ds[name].variable for name in names]
+    return [ds.variables[name] for name in names]
 
 
 def _chosen(there: xr.Variable, one: xr.Variable, other: xr.Variable | float) -> xr.Variable:

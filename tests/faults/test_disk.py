@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from handmade import result
+from scripts import ran
 from typer.testing import CliRunner
 
 import mcr_lens
@@ -33,15 +34,7 @@ def attempts() -> Iterator[list[dict]]:
     pytest.importorskip("plotly"), pytest.importorskip("jinja2")
     folder = Path(tempfile.mkdtemp())  # those of pytest can only be reached by their owner
     folder.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT, folder],
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(SCRIPT, folder, PYTHONPATH=str(SCRIPT.parents[1]))
     yield [json.loads(line) for line in done.stdout.splitlines()]
     for each in folder.iterdir():
         each.chmod(0o755) if each.is_dir() else None

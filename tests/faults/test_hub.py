@@ -1,11 +1,10 @@
 """Does a hub that is down, closed or does not know a name give a sentence, and no traceback?"""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import ran
 
 pytestmark = pytest.mark.once
 
@@ -18,14 +17,7 @@ GATED = "'acme/gated' is gated on the hub: ask for access on its page, then log 
 
 def asked(how: str, home: Path) -> tuple[dict[tuple[str, str], str], str]:
     """What was said, by call and name; and on standard error."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT, how, home],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(SCRIPT, how, home)
     assert "Traceback" not in done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {(line["what"], line["name"]): line["said"] for line in lines}, done.stderr

@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import xarray as xr
+from sweeps.running import assert_same_bits
 
 import mcr_lens as mcr
 from mcr_lens.sweep_engines import Worker
-from mcr_lens.sweep_store import CHECKSUM, SweepError
+from mcr_lens.sweep_store import SweepError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mcr-lens[ray]'")
 from mcr_lens import sweep_ray
@@ -50,13 +50,7 @@ def test_killed_workers_cost_no_part_and_change_no_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_ray, "RayEngine", partial(sweep_ray.RayEngine, worker=worker))
     found = mcr.sweep(plan(tmp_path / "ray", engine="ray", workers=2), progress=False)
     assert len(list(marks.iterdir())) == 2 and found.table.done.all()
-    killed = found.results["demo/s"]
-    for ds in (alone, killed):
-        ds.attrs.pop("created"), ds.attrs.pop(CHECKSUM)
-    xr.testing.assert_identical(alone, killed)
-    for name in alone.variables:
-        if alone[name].dtype != object:
-            assert alone[name].values.tobytes() == killed[name].values.tobytes(), name
+    assert_same_bits(alone, found.results["demo/s"])
 
 
 def test_a_part_that_always_kills_is_named(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ CASES = [
          mcr.ResultSchemaError, " has no axis 'depth', its axes are "),
     Case("plot_pattern without its condition",
          lambda w: mcr.plot_pattern(renamed(w.seen, condition="renamed")),
-         mcr.ResultSchemaError, "'pattern' of the close-up has no axis 'condition', its axes are "),
+         mcr.ResultSchemaError, "'pattern' has no axis 'condition'"),
     Case("plot_pattern without its positions",
          lambda w: mcr.plot_pattern(renamed(w.seen, position="renamed")),
          mcr.ResultSchemaError, "expected a close-up, got this Dataset"),

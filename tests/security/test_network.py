@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from html_page import Page
+from scripts import ran
 
 SCRIPT = Path(__file__).with_name("offline_caller.py")
 PAGES = ("measured/report.html", "diagnosed/report.html", "page/report.html", "lens/lens.html")
@@ -32,14 +31,7 @@ def seen(tmp_path_factory) -> tuple[Path, dict]:
     """Every command that needs no network, in a process that has none."""
     pytest.importorskip("plotly"), pytest.importorskip("circuitsvis")
     folder = tmp_path_factory.mktemp("offline")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT, folder],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(SCRIPT, folder)
     return folder, json.loads(done.stdout.rsplit("SEEN ", 1)[1])
 
 
